@@ -1,0 +1,9 @@
+//! rowcast: a Postgres change-data-capture relay.
+//!
+//! The way of one row change, one module for each step:
+//! `wal` decodes replication bytes, `route` maps a change to topics, `log` keeps it durably,
+//! `hub` fans it out, `transport` speaks to devices; `sync` answers devices that were away and
+//! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
+
+pub mod lsn;
+pub mod topic;
