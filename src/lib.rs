@@ -1,9 +1,14 @@
 //! rowcast: a Postgres change-data-capture relay.
 //!
-//! The way of one row change, one module for each step:
-//! `wal` decodes replication bytes, `route` maps a change to topics, `log` keeps it durably,
-//! `hub` fans it out, `transport` speaks to devices; `sync` answers devices that were away and
-//! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
+//! The way of one row change, one module for each step: `wal` decodes replication bytes, `route` maps
+//! a change to topics, `log` keeps it durably, `hub` fans it out, `transport` speaks to devices;
+//! `sync` answers devices that were away and `auth` decides who may see what.
+//! `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod change;
+pub mod cursor;
+pub mod json;
+pub mod log;
 pub mod lsn;
+pub mod position;
 pub mod topic;
