@@ -55,6 +55,8 @@ impl Transaction {
 pub struct Tag {
     pub device: Arc<str>,
     pub correlation: Option<Arc<str>>,
+    /// Whose device; a device's id alone does not say it.
+    pub user: Option<Arc<str>>,
 }
 
 /// One thing to deliver, at its place in its transaction.

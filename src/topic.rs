@@ -60,6 +60,12 @@ impl Audience {
         if segments > 2 { Err(TopicError::Segments) } else { Ok(Audience(text.into())) }
     }
 
+    /// `text` is known to be canonical text of one or two segments.
+    pub(crate) fn from_canonical(text: String) -> Self {
+        debug_assert!(Audience::parse(&text).is_ok(), "canonical text of an audience");
+        Audience(text.into())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,0 +1,201 @@
+//! The JSON of a change as devices get it, made once for each way in which it is shown and shared by
+//! all sessions that see it that way.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::view::View;
+use crate::change::{Body, Broadcast, Delivery, Operation, RowChange, Shape, Transaction};
+use crate::cursor::{Cursor, Epoch};
+use crate::json;
+use crate::lsn::Lsn;
+use crate::topic::Audience;
+
+/// A published transaction with the frames made for it so far.
+#[derive(Debug)]
+pub struct Published {
+    pub transaction: Arc<Transaction>,
+    pub end: Lsn,
+    frames: Vec<Mutex<SmallVec<[(u32, Bytes); 1]>>>,
+}
+
+/// What of a frame depends on the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameStyle {
+    pub epoch: Epoch,
+    /// The last change that this device gets from the transaction.
+    pub last: bool,
+    /// int8 and numeric as strings.
+    pub numbers_as_strings: bool,
+    /// The device that wrote it belongs to this session's user.
+    pub own: bool,
+}
+
+impl Published {
+    pub(super) fn new(transaction: Arc<Transaction>, end: Lsn) -> Self {
+        let frames = transaction.deliveries.iter().map(|_| Mutex::default()).collect();
+        Published { transaction, end, frames }
+    }
+
+    /// The frame of one delivery, by its place in the transaction.
+    pub fn frame(&self, place: usize, shown: &Shown<'_>, style: FrameStyle) -> Bytes {
+        let delivery = &self.transaction.deliveries[place];
+        let Some(variant) = shown.variant() else {
+            return frame_of(&self.transaction, delivery, shown, style);
+        };
+        let number = variant << 3
+            | u32::from(style.last) << 2
+            | u32::from(style.numbers_as_strings) << 1
+            | u32::from(style.own);
+        let mut made = self.frames[place].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, frame)) = made.iter().find(|(other, _)| *other == number) {
+            return frame.clone();
+        }
+        let frame = frame_of(&self.transaction, delivery, shown, style);
+        made.push((number, frame.clone()));
+        frame
+    }
+}
+
+/// How a session sees a delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown<'a> {
+    Row(View<'a>),
+    /// Under which of its audiences the session reads the table.
+    Truncate(&'a Audience),
+    Broadcast,
+}
+
+impl Shown<'_> {
+    /// Equal numbers mean equal frames; `None` is never shared (a TRUNCATE names an audience of each
+    /// session's own).
+    fn variant(&self) -> Option<u32> {
+        match self {
+            Shown::Row(view) => Some(view.variant),
+            Shown::Broadcast => Some(0),
+            Shown::Truncate(_) => None,
+        }
+    }
+}
+
+/// The JSON of one delivery, as docs/PROTOCOL.md has it.
+pub fn frame_of(transaction: &Transaction, delivery: &Delivery, shown: &Shown<'_>, style: FrameStyle) -> Bytes {
+    let cursor = Cursor::new(style.epoch, transaction.position(delivery));
+    let mut frame = Frame { out: String::with_capacity(delivery.size() + 320), style };
+    match (&delivery.body, shown) {
+        (Body::Row(row), Shown::Row(view)) => frame.row(transaction, row, view, cursor),
+        (Body::Truncate(shape), Shown::Truncate(audience)) => frame.truncate(transaction, shape, audience, cursor),
+        (Body::Broadcast(broadcast), _) => frame.broadcast(transaction, broadcast, cursor),
+        // A delivery is shown by its own kind; nothing else is made (see `transport::session`).
+        (Body::Row(_) | Body::Truncate(_), _) => {}
+    }
+    frame.out.into()
+}
+
+/// RFC 3339, UTC, microseconds.
+pub fn timestamp(unix_micros: i64) -> String {
+    match jiff::Timestamp::from_microsecond(unix_micros) {
+        Ok(time) => format!("{time:.6}"),
+        // Postgres' range is wider than the calendar's: year 9999 is the last that the format has.
+        Err(_) => "9999-12-31T23:59:59.999999Z".to_owned(),
+    }
+}
+
+struct Frame {
+    out: String,
+    style: FrameStyle,
+}
+
+impl Frame {
+    fn row(&mut self, transaction: &Transaction, row: &RowChange, view: &View<'_>, cursor: Cursor) {
+        self.head(view.audience, &row.shape, view.operation);
+        self.out.push_str(",\"key\":");
+        self.object(&row.key, &row.shape);
+        self.out.push_str(",\"old_record\":");
+        match view.operation {
+            Operation::Delete => self.object(&row.key, &row.shape),
+            _ => self.out.push_str("null"),
+        }
+        self.out.push_str(",\"new_record\":");
+        match view.record {
+            Some(record) => self.object(record, &row.shape),
+            None => self.out.push_str("null"),
+        }
+        if !view.unchanged.is_empty() {
+            self.out.push_str(",\"unchanged\":[");
+            for (place, column) in view.unchanged.iter().enumerate() {
+                if place > 0 {
+                    self.out.push(',');
+                }
+                self.string(column);
+            }
+            self.out.push(']');
+        }
+        self.tail(transaction, cursor);
+    }
+
+    fn truncate(&mut self, transaction: &Transaction, shape: &Shape, audience: &Audience, cursor: Cursor) {
+        self.head(audience, shape, Operation::Truncate);
+        self.out.push_str(",\"key\":null,\"old_record\":null,\"new_record\":null");
+        self.tail(transaction, cursor);
+    }
+
+    fn broadcast(&mut self, transaction: &Transaction, broadcast: &Broadcast, cursor: Cursor) {
+        self.out.push_str("{\"type\":\"broadcast\",\"id\":");
+        self.string(&broadcast.id);
+        self.out.push_str(",\"topic\":");
+        self.string(&format!("{}:{}", broadcast.audience, broadcast.name));
+        self.out.push_str(",\"event\":");
+        self.string(&broadcast.event);
+        self.out.push_str(",\"payload\":");
+        self.raw(&broadcast.payload);
+        let _ = write!(self.out, ",\"cursor\":\"{cursor}\",\"timestamp\":\"{}\"}}", timestamp(transaction.committed_at));
+    }
+
+    fn head(&mut self, audience: &Audience, shape: &Shape, operation: Operation) {
+        self.out.push_str("{\"type\":\"database_change\",\"topic\":");
+        self.string(&format!("{audience}:{}", shape.name));
+        self.out.push_str(",\"schema\":");
+        self.string(&shape.schema);
+        self.out.push_str(",\"table\":");
+        self.string(&shape.table);
+        self.out.push_str(",\"operation\":\"");
+        self.out.push_str(operation.as_str());
+        self.out.push('"');
+    }
+
+    fn tail(&mut self, transaction: &Transaction, cursor: Cursor) {
+        let time = timestamp(transaction.committed_at);
+        // Writing to a String cannot fail.
+        let _ = write!(self.out, ",\"commit_timestamp\":\"{time}\",\"cursor\":\"{cursor}\",\"last\":{}", self.style.last);
+        if let Some(tag) = transaction.tag.as_ref().filter(|_| self.style.own) {
+            self.out.push_str(",\"source_device\":");
+            self.string(&tag.device);
+            if let Some(correlation) = &tag.correlation {
+                self.out.push_str(",\"correlation_id\":");
+                self.string(correlation);
+            }
+        }
+        self.out.push('}');
+    }
+
+    fn object(&mut self, object: &Bytes, shape: &Shape) {
+        // Our own rendering is well-formed; where it were not, the plain text is the better answer.
+        let quoted = self.style.numbers_as_strings.then(|| shape.quote_numbers(object)).flatten();
+        match quoted {
+            Some(quoted) => self.out.push_str(&quoted),
+            None => self.raw(object),
+        }
+    }
+
+    fn raw(&mut self, json: &Bytes) {
+        self.out.push_str(&String::from_utf8_lossy(json));
+    }
+
+    fn string(&mut self, value: &str) {
+        json::push_string(value, &mut self.out);
+    }
+}

@@ -1,0 +1,287 @@
+//! Who gets what, now: sessions by audience, and each session's outbox.
+//!
+//! Ingest publishes each transaction once, in commit order; the hub hands it to the outboxes of the
+//! sessions that want one of its audiences. It never waits: an outbox that is full is emptied and
+//! marked lost, and its session reads the log instead.
+//!
+//! The seam is exact by one rule: registering an audience, going live and publishing happen under one
+//! lock, and the first two tell the position P up to which everything was published before. What an
+//! outbox then holds begins at P, and the log has everything before it.
+//!
+//! The hub knows audiences, not grants: who may subscribe was decided before.
+
+mod frame;
+mod outbox;
+mod view;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use smallvec::SmallVec;
+use tokio_util::sync::CancellationToken;
+
+use crate::change::{Body, Delivery, Transaction};
+use crate::lsn::Lsn;
+use crate::topic::Audience;
+
+pub use frame::{FrameStyle, Published, Shown, frame_of, timestamp};
+pub use outbox::{Item, Taken};
+pub use view::{View, view};
+
+use outbox::Outbox;
+
+/// At most so many audiences of a transaction in parts are remembered; beyond, every session reads
+/// the log. Bounds memory, costs a look into the log for each session.
+const MAX_TOUCHED: usize = 65_536;
+
+/// Fan-out of one log.
+pub struct Hub {
+    inner: Mutex<Inner>,
+    /// Everything that begins to commit before this was published.
+    published: AtomicU64,
+    /// Set when this log's life is over: sessions leave with `sync_required`.
+    closed: CancellationToken,
+}
+
+#[derive(Default)]
+struct Inner {
+    sessions: HashMap<u64, Arc<Outbox>>,
+    next_session: u64,
+    audiences: HashMap<Audience, SmallVec<[u64; 2]>>,
+    /// Reused by each publication.
+    wanted: Vec<(u64, u32)>,
+}
+
+/// Whom a transaction in parts concerns.
+#[derive(Debug, Default)]
+pub struct Touched {
+    audiences: HashSet<Audience>,
+    all: bool,
+}
+
+impl Touched {
+    pub fn add(&mut self, delivery: &Delivery) {
+        if self.all {
+            return;
+        }
+        match &delivery.body {
+            Body::Row(row) => self.audiences.extend(row.memberships.iter().map(|m| m.audience.clone())),
+            Body::Broadcast(broadcast) => drop(self.audiences.insert(broadcast.audience.clone())),
+            Body::Truncate(_) => self.all = true,
+        }
+        if self.all || self.audiences.len() > MAX_TOUCHED {
+            self.all = true;
+            self.audiences = HashSet::new();
+        }
+    }
+}
+
+impl Hub {
+    /// `start`: the position up to which the log is complete.
+    pub fn new(start: Lsn) -> Arc<Self> {
+        Arc::new(Hub {
+            inner: Mutex::default(),
+            published: AtomicU64::new(start.get()),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    /// Takes a place; nothing is delivered before [`Seat::go_live`].
+    pub fn join(self: &Arc<Self>, outbox_bytes: usize) -> Seat {
+        let outbox = Arc::new(Outbox::new(outbox_bytes));
+        let mut inner = self.lock();
+        let id = inner.next_session;
+        inner.next_session += 1;
+        inner.sessions.insert(id, Arc::clone(&outbox));
+        Seat { hub: Arc::clone(self), id, outbox, audiences: HashMap::new() }
+    }
+
+    /// Hands a whole transaction to those who want it. `end` is its end LSN.
+    pub fn publish(&self, transaction: &Arc<Transaction>, end: Lsn) {
+        let mut inner = self.lock();
+        if !inner.sessions.is_empty() && !transaction.deliveries.is_empty() {
+            inner.deliver(transaction, end);
+        }
+        self.published.store(end.get(), Ordering::Release);
+    }
+
+    /// A transaction that was appended in parts is over: those whom it concerns read it from the log.
+    pub fn publish_parts(&self, touched: &Touched, end: Lsn) {
+        let inner = self.lock();
+        if touched.all {
+            inner.sessions.values().for_each(|outbox| outbox.lose());
+        } else {
+            let ids: HashSet<u64> =
+                touched.audiences.iter().filter_map(|a| inner.audiences.get(a)).flatten().copied().collect();
+            ids.iter().filter_map(|id| inner.sessions.get(id)).for_each(|outbox| outbox.lose());
+        }
+        self.published.store(end.get(), Ordering::Release);
+    }
+
+    /// Nothing for anyone up to here.
+    pub fn advance(&self, to: Lsn) {
+        let _order = self.lock();
+        self.published.fetch_max(to.get(), Ordering::AcqRel);
+    }
+
+    /// Something other than deliveries changed (marks): every session looks.
+    pub fn wake_all(&self) {
+        self.lock().sessions.values().for_each(|outbox| outbox.wake());
+    }
+
+    /// Everything that begins to commit before this was published.
+    pub fn published(&self) -> Lsn {
+        Lsn::new(self.published.load(Ordering::Acquire))
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.lock().sessions.len()
+    }
+
+    /// This log is over; a later one will have a hub of its own.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while the lock was held is a bug that the process dies of elsewhere; the maps
+        // themselves are never left half-changed.
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn deliver(&mut self, transaction: &Arc<Transaction>, end: Lsn) {
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.clear();
+        for (place, delivery) in (0u32..).zip(&transaction.deliveries) {
+            match &delivery.body {
+                Body::Row(row) => {
+                    for member in &row.memberships {
+                        self.want(&member.audience, place, &mut wanted);
+                    }
+                }
+                Body::Broadcast(broadcast) => self.want(&broadcast.audience, place, &mut wanted),
+                Body::Truncate(shape) => {
+                    let readers = self.audiences.iter().filter(|(a, _)| shape.scopes.iter().any(|s| s == a.scope()));
+                    wanted.extend(readers.flat_map(|(_, ids)| ids).map(|id| (*id, place)));
+                }
+            }
+        }
+        if transaction.deliveries.len() > 1 || wanted.len() > 1 {
+            wanted.sort_unstable();
+            wanted.dedup();
+        }
+        if !wanted.is_empty() {
+            let published = Arc::new(Published::new(Arc::clone(transaction), end));
+            for of_session in wanted.chunk_by(|a, b| a.0 == b.0) {
+                if let Some(outbox) = self.sessions.get(&of_session[0].0) {
+                    let places = of_session.iter().map(|(_, place)| *place).collect();
+                    outbox.push(Item { published: Arc::clone(&published), places });
+                }
+            }
+        }
+        self.wanted = wanted;
+    }
+
+    fn want(&self, audience: &Audience, place: u32, wanted: &mut Vec<(u64, u32)>) {
+        if let Some(ids) = self.audiences.get(audience) {
+            wanted.extend(ids.iter().map(|id| (*id, place)));
+        }
+    }
+}
+
+/// A session's place in the hub. Leaves when dropped.
+pub struct Seat {
+    hub: Arc<Hub>,
+    id: u64,
+    outbox: Arc<Outbox>,
+    /// How many subscriptions hold each audience.
+    audiences: HashMap<Audience, usize>,
+}
+
+impl Seat {
+    /// From now on transactions for this audience reach the outbox (once live): all that begin to
+    /// commit at or after the position returned.
+    pub fn subscribe(&mut self, audience: &Audience) -> Lsn {
+        let mut inner = self.hub.lock();
+        let held = self.audiences.entry(audience.clone()).or_insert(0);
+        *held += 1;
+        if *held == 1 {
+            inner.audiences.entry(audience.clone()).or_default().push(self.id);
+        }
+        self.hub.published()
+    }
+
+    pub fn unsubscribe(&mut self, audience: &Audience) {
+        let Some(held) = self.audiences.get_mut(audience) else { return };
+        *held -= 1;
+        if *held == 0 {
+            self.audiences.remove(audience);
+            self.hub.lock().leave(self.id, audience);
+        }
+    }
+
+    /// Empties the outbox and opens it: all that begins to commit at or after the position returned
+    /// will be in it, until it is lost.
+    pub fn go_live(&self) -> Lsn {
+        let _order = self.hub.lock();
+        self.outbox.open();
+        self.hub.published()
+    }
+
+    /// What came since. Never blocks.
+    pub fn take(&self) -> Taken {
+        // Read before the outbox is looked at: what was published up to here is in it.
+        let published = self.hub.published();
+        self.outbox.take(published)
+    }
+
+    /// Waits until there may be something to take. Cancel-safe.
+    pub async fn ready(&self) {
+        self.outbox.ready().await;
+    }
+
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.hub.lock();
+        for audience in self.audiences.keys() {
+            inner.leave(self.id, audience);
+        }
+        inner.sessions.remove(&self.id);
+    }
+}
+
+impl Inner {
+    fn leave(&mut self, id: u64, audience: &Audience) {
+        if let Some(ids) = self.audiences.get_mut(audience) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.audiences.remove(audience);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("published", &self.published()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("id", &self.id).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,108 @@
+//! How tuples of one relation are read: compiled once for each shape, used for every row.
+//!
+//! A plan joins what three sources say of a table: the stream's Relation message (columns, types and
+//! identity at that place), the catalog (templates, published columns) and the database's own
+//! catalogs (primary key, resolved types). It must not know transactions or positions.
+
+use std::sync::Arc;
+
+use super::catalog::Tracked;
+use super::template::Template;
+use crate::change::{Shape, ShapeColumn};
+use crate::json::{self, Quoting, Type};
+use crate::postgres::tables::TableInfo;
+use crate::wal::pgoutput::{ReplicaIdentity, Relation};
+
+/// How to read the tuples of a relation.
+#[derive(Debug)]
+pub struct Plan {
+    pub shape: Arc<Shape>,
+    /// One for each column of the relation, in its order.
+    pub columns: Vec<PlanColumn>,
+    /// Where the primary key's columns stand.
+    pub key: Vec<usize>,
+    pub templates: Vec<(Template, Option<usize>)>,
+    /// The old row carries all columns.
+    pub full_identity: bool,
+}
+
+#[derive(Debug)]
+pub struct PlanColumn {
+    pub name: Arc<str>,
+    /// `"name":`
+    pub label: Vec<u8>,
+    pub ty: Arc<Type>,
+    /// Leaves the database.
+    pub published: bool,
+}
+
+/// Why a relation's rows cannot be routed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The stream and the database's catalogs speak of different shapes: one is older than the other.
+    #[error("{0}")]
+    Moved(String),
+    #[error(
+        "the replica identity of {table} does not carry the column {column}, which its key or topics need; \
+         run SELECT rowcast.track again for it"
+    )]
+    Identity { table: String, column: String },
+}
+
+impl Plan {
+    /// `shape_of` gives the shape of these contents its number.
+    pub fn compile(
+        relation: &Relation,
+        tracked: &Tracked,
+        info: &TableInfo,
+        shape_of: impl FnOnce(Shape) -> Arc<Shape>,
+    ) -> Result<Self, PlanError> {
+        let table = || format!("{}.{}", relation.namespace, relation.name);
+        let find = |name: &str| {
+            let found = relation.columns.iter().position(|c| *c.name == *name);
+            found.ok_or_else(|| PlanError::Moved(format!("{} is sent without its column {name}", table())))
+        };
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for column in &relation.columns {
+            let ty = info.types.get(&column.type_oid).cloned().or_else(|| Type::builtin(column.type_oid));
+            let ty = ty.ok_or_else(|| {
+                PlanError::Moved(format!("the type of {}.{} is no longer there", table(), column.name))
+            })?;
+            let published = tracked.columns.as_ref().is_none_or(|list| list.iter().any(|c| **c == *column.name));
+            let mut label = Vec::with_capacity(column.name.len() + 3);
+            json::write_string(&column.name, &mut label);
+            label.push(b':');
+            columns.push(PlanColumn { name: Arc::from(&*column.name), label, ty, published });
+        }
+        if info.primary_key.is_empty() {
+            return Err(PlanError::Moved(format!("{} has no primary key any more", table())));
+        }
+        let key = info.primary_key.iter().map(|name| find(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut templates = Vec::with_capacity(tracked.templates.len());
+        for template in &tracked.templates {
+            templates.push((template.clone(), template.column().map(&find).transpose()?));
+        }
+        let needed = key.iter().copied().chain(templates.iter().filter_map(|(_, column)| *column));
+        let full_identity = relation.identity == ReplicaIdentity::Full;
+        for index in needed {
+            if !full_identity && !relation.columns[index].key {
+                return Err(PlanError::Identity { table: table(), column: relation.columns[index].name.to_string() });
+            }
+        }
+        let shape = shape_of(Shape {
+            id: 0,
+            relid: relation.relid,
+            schema: relation.namespace.to_string(),
+            table: relation.name.to_string(),
+            name: Arc::clone(&tracked.name),
+            key: info.primary_key.clone(),
+            scopes: tracked.scopes(),
+            columns: columns
+                .iter()
+                .filter(|c| c.published)
+                .map(|c| ShapeColumn { name: Arc::clone(&c.name), quoting: Quoting::of(&c.ty) })
+                .collect(),
+        });
+        Ok(Plan { shape, columns, key, templates, full_identity })
+    }
+}
