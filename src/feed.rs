@@ -1,0 +1,97 @@
+//! One unbroken log and its fan-out: what a session, a sync or a metric needs of the relay.
+//!
+//! A feed lives as long as its epoch. When history is lost, ingest closes it and begins another one.
+
+use std::sync::{Arc, RwLock};
+
+use crate::change::Reason;
+use crate::cursor::{Cursor, Epoch};
+use crate::hub::Hub;
+use crate::log::{Log, Watermark};
+use crate::lsn::Lsn;
+use crate::position::Position;
+use crate::route::{Catalog, RouterState, Template};
+use crate::topic::Pattern;
+
+#[derive(Debug)]
+pub struct Feed {
+    pub epoch: Epoch,
+    pub log: Arc<dyn Log>,
+    pub hub: Arc<Hub>,
+    directory: RwLock<Arc<Directory>>,
+}
+
+/// The feed in use, and none before the first log is open.
+pub type CurrentFeed = tokio::sync::watch::Receiver<Option<Arc<Feed>>>;
+
+/// The tracked tables, for those who ask about topics.
+#[derive(Debug, Default)]
+pub struct Directory {
+    tables: Vec<DirectoryTable>,
+}
+
+#[derive(Debug)]
+pub struct DirectoryTable {
+    /// The last segment of its topics.
+    pub name: Arc<str>,
+    pub key: Vec<String>,
+    templates: Vec<Template>,
+}
+
+impl Feed {
+    pub fn new(log: Arc<dyn Log>, start: Lsn) -> Arc<Self> {
+        Arc::new(Feed { epoch: log.epoch(), hub: Hub::new(start), log, directory: RwLock::default() })
+    }
+
+    pub fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    pub fn set_directory(&self, state: &RouterState) {
+        let directory = Arc::new(Directory::of(&state.catalog, state));
+        *self.directory.write().unwrap_or_else(std::sync::PoisonError::into_inner) = directory;
+    }
+
+    pub fn cursor(&self, position: Position) -> Cursor {
+        Cursor::new(self.epoch, position)
+    }
+
+    pub fn watermark(&self) -> Watermark {
+        *self.log.watermark().borrow()
+    }
+
+    /// Whether reading can go on from a cursor, as far as the whole log is concerned.
+    pub fn readable(&self, cursor: Cursor) -> Result<Position, Reason> {
+        if cursor.epoch != self.epoch {
+            Err(Reason::Epoch)
+        } else if cursor.position < self.log.oldest() {
+            Err(Reason::TooOld)
+        } else {
+            Ok(cursor.position)
+        }
+    }
+}
+
+impl Directory {
+    fn of(catalog: &Catalog, state: &RouterState) -> Self {
+        let mut tables: Vec<_> = catalog
+            .tables()
+            .map(|tracked| DirectoryTable {
+                name: Arc::clone(&tracked.name),
+                key: state.tables.get(&tracked.relid).map(|k| k.info.primary_key.clone()).unwrap_or_default(),
+                templates: tracked.templates.clone(),
+            })
+            .collect();
+        tables.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Directory { tables }
+    }
+
+    pub fn tables(&self) -> &[DirectoryTable] {
+        &self.tables
+    }
+
+    /// The tables that readers of a pattern read.
+    pub fn matching<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = &'a DirectoryTable> {
+        self.tables.iter().filter(|table| table.templates.iter().any(|t| t.may_match(pattern)))
+    }
+}

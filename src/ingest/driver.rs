@@ -1,0 +1,504 @@
+//! The stream loop: one connection, from its start to its failure or the relay's shutdown.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::assembly::Assembly;
+use super::error::IngestError;
+use super::poller::Poll;
+use super::progress::Progress;
+use super::schema::Database;
+use crate::change::{Body, Mark, Reason};
+use crate::feed::Feed;
+use crate::log::Append;
+use crate::lsn::Lsn;
+use crate::position::Position;
+use crate::route::{Dropped, LogicalMessage, PREFIX, Router, Tracked};
+use crate::wal::pgoutput::{self, Message, OldTuple, Tuple};
+use crate::wal::{Frame, ReplicationStream, StandbyStatus};
+
+/// Names under which the router's state stands in the log.
+pub(super) const STATE_ROUTER: &str = "router";
+pub(super) const STATE_SHAPES: &str = "next_shape";
+
+/// Frames taken from the buffer before timers and polls get a turn.
+const BURST: usize = 512;
+
+pub(super) struct Driver {
+    pub(super) stream: ReplicationStream,
+    pub(super) feed: Arc<Feed>,
+    pub(super) router: Router,
+    pub(super) database: Database,
+    pub(super) progress: Arc<Progress>,
+    pub(super) polls: mpsc::Receiver<Poll>,
+    pub(super) tables: watch::Sender<Vec<u32>>,
+    pub(super) part_size: usize,
+    pub(super) status_interval: std::time::Duration,
+    /// The transaction under way.
+    assembly: Option<Assembly>,
+    /// Handed to the log: everything that begins to commit before this.
+    submitted: Lsn,
+    /// Everything before this was received; the server may be told so.
+    received: Lsn,
+    greatest_committed_at: i64,
+    /// How far each table's mark reaches: a later one never gives back what an earlier one took.
+    marks: HashMap<Arc<str>, Position>,
+    /// A position without changes is passed to the log at most once a second.
+    advance_at: Instant,
+    idle_end: Lsn,
+    status_due: Instant,
+    confirmed: Lsn,
+}
+
+impl Driver {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one connection, put together in one place")]
+    pub(super) fn new(
+        stream: ReplicationStream,
+        feed: Arc<Feed>,
+        router: Router,
+        database: Database,
+        progress: Arc<Progress>,
+        polls: mpsc::Receiver<Poll>,
+        tables: watch::Sender<Vec<u32>>,
+        part_size: usize,
+        status_interval: std::time::Duration,
+    ) -> Self {
+        let watermark = feed.watermark();
+        let mut marks = HashMap::new();
+        for mark in feed.log.marks().iter().filter(|mark| mark.audience.is_none()) {
+            marks.insert(Arc::clone(&mark.table), mark.upto);
+        }
+        let now = Instant::now();
+        Driver {
+            stream,
+            router,
+            database,
+            progress,
+            polls,
+            tables,
+            part_size,
+            status_interval,
+            assembly: None,
+            submitted: watermark.lsn,
+            received: watermark.lsn,
+            greatest_committed_at: watermark.greatest_committed_at,
+            marks,
+            advance_at: now,
+            idle_end: watermark.lsn,
+            status_due: now,
+            confirmed: Lsn::ZERO,
+            feed,
+        }
+    }
+
+    /// Runs until the connection fails or `shutdown`; then what is durable was confirmed.
+    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        self.publish_tables();
+        let mut durable = self.feed.log.durable();
+        let log = Arc::clone(&self.feed.log);
+        let mut failed = log.failed();
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // Every branch is cancel-safe: frames stay in the stream's buffer, polls in their channel.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return self.leave().await,
+                error = &mut failed => return Err(error.into()),
+                changed = durable.changed() => {
+                    if changed.is_ok() {
+                        self.report(false).await?;
+                    }
+                }
+                _ = tick.tick() => self.tick().await?,
+                Some(poll) = self.polls.recv() => self.compare(poll).await?,
+                frame = self.stream.next() => {
+                    self.frame(frame?).await?;
+                    for _ in 0..BURST {
+                        let Some(frame) = self.stream.try_next()? else { break };
+                        self.frame(frame).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn leave(&mut self) -> Result<(), IngestError> {
+        self.feed.log.flush().await?;
+        self.report(true).await?;
+        self.stream.close().await?;
+        Ok(())
+    }
+
+    async fn frame(&mut self, frame: Frame) -> Result<(), IngestError> {
+        match frame {
+            Frame::XLogData { body, .. } => {
+                let message = pgoutput::decode(body)?;
+                self.message(message).await
+            }
+            Frame::Keepalive { wal_end, reply_requested, .. } => {
+                // In the middle of a transaction the server's end says nothing of what was sent.
+                if self.assembly.is_none() && wal_end > self.submitted {
+                    self.received = self.received.max(wal_end);
+                    self.idle_end = wal_end;
+                    self.progress.saw_server_end(wal_end);
+                    self.feed.hub.advance(wal_end);
+                    if reply_requested {
+                        self.advance().await?;
+                    }
+                }
+                if reply_requested { self.report(true).await } else { Ok(()) }
+            }
+        }
+    }
+
+    async fn tick(&mut self) -> Result<(), IngestError> {
+        if self.assembly.is_none() && self.idle_end > self.submitted && Instant::now() >= self.advance_at {
+            self.advance().await?;
+        }
+        self.report(false).await
+    }
+
+    /// Hands the log a position up to which there is nothing for anyone.
+    async fn advance(&mut self) -> Result<(), IngestError> {
+        self.advance_at = Instant::now() + std::time::Duration::from_secs(1);
+        let to = self.idle_end;
+        self.submit(Append { watermark: Some(to), ..Append::default() }).await?;
+        self.submitted = to;
+        self.progress.set_received(to, None);
+        Ok(())
+    }
+
+    async fn message(&mut self, message: Message) -> Result<(), IngestError> {
+        match message {
+            Message::Begin(begin) => {
+                let skipped = begin.final_lsn < self.submitted;
+                self.assembly = Some(Assembly::new(&begin, self.greatest_committed_at, skipped));
+                Ok(())
+            }
+            Message::Commit(commit) => self.commit(commit.end_lsn).await,
+            Message::Relation(relation) => {
+                self.router.relation(relation);
+                Ok(())
+            }
+            Message::Insert(insert) => self.insert(insert.relid, &insert.new).await,
+            Message::Update(update) => self.update(&update).await,
+            Message::Delete(delete) => self.delete(delete.relid, &delete.old).await,
+            Message::Truncate(truncate) => self.truncate(&truncate.relids).await,
+            Message::Message(message) => self.logical(&message),
+            Message::Origin(_) | Message::Type(_) => Ok(()),
+        }
+    }
+
+    /// The transaction under way, and the index of a change that arrives now.
+    fn place(&mut self) -> Result<(u32, Position, bool), IngestError> {
+        let assembly = self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
+        let index = assembly.next_index()?;
+        Ok((index, assembly.position(), assembly.skipped))
+    }
+
+    pub(super) fn assembly(&mut self) -> Result<&mut Assembly, IngestError> {
+        self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))
+    }
+
+    async fn insert(&mut self, relid: u32, new: &Tuple) -> Result<(), IngestError> {
+        let (index, at, skipped) = self.place()?;
+        if skipped {
+            return Ok(());
+        }
+        if let Some(columns) = self.catalog_row(relid, new) {
+            return self.catalog_put(&columns, at).await;
+        }
+        let row = new.iter().collect();
+        while let Some(plan) = self.plan(relid, at).await? {
+            match plan.insert(&row) {
+                Ok(change) => {
+                    if let Some(change) = change {
+                        self.assembly()?.add(index, Body::Row(change));
+                    }
+                    return self.pass_on_part().await;
+                }
+                Err(error) => self.unreadable(relid, at, error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&mut self, relid: u32, old: &OldTuple) -> Result<(), IngestError> {
+        let (index, at, skipped) = self.place()?;
+        if skipped {
+            return Ok(());
+        }
+        let (OldTuple::Key(tuple) | OldTuple::Full(tuple)) = old;
+        if let Some(columns) = self.catalog_row(relid, tuple) {
+            return self.catalog_delete(&columns, at).await;
+        }
+        let row = super::schema::old_row(old);
+        while let Some(plan) = self.plan(relid, at).await? {
+            match plan.delete(&row) {
+                Ok(change) => {
+                    if let Some(change) = change {
+                        self.assembly()?.add(index, Body::Row(change));
+                    }
+                    return self.pass_on_part().await;
+                }
+                Err(error) => self.unreadable(relid, at, error).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn update(&mut self, update: &pgoutput::Update) -> Result<(), IngestError> {
+        let (index, at, skipped) = self.place()?;
+        if skipped {
+            return Ok(());
+        }
+        if let Some(columns) = self.catalog_row(update.relid, &update.new) {
+            return self.catalog_put(&columns, at).await;
+        }
+        self.update_row(update, index, at).await?;
+        self.pass_on_part().await
+    }
+
+    async fn truncate(&mut self, relids: &[u32]) -> Result<(), IngestError> {
+        for relid in relids {
+            let (index, at, skipped) = self.place()?;
+            if skipped {
+                continue;
+            }
+            if let Some(plan) = self.plan(*relid, at).await? {
+                self.assembly()?.add(index, Body::Truncate(Arc::clone(&plan.shape)));
+            }
+        }
+        Ok(())
+    }
+
+    fn logical(&mut self, message: &pgoutput::LogicalMessage) -> Result<(), IngestError> {
+        if !message.transactional {
+            metrics::counter!("rowcast_messages_dropped_total", "why" => "not_transactional").increment(1);
+            return Ok(());
+        }
+        let (index, _, skipped) = self.place()?;
+        if message.prefix != PREFIX {
+            return Ok(());
+        }
+        let xid = self.assembly()?.xid();
+        match self.router.secret().open(xid, &message.content) {
+            Ok(LogicalMessage::Fence(id)) => self.assembly()?.fence = Some(id),
+            Ok(LogicalMessage::Tag(tag)) => self.assembly()?.tag = Some(tag),
+            Ok(LogicalMessage::Broadcast(broadcast)) if !skipped => {
+                self.assembly()?.add(index, Body::Broadcast(broadcast));
+            }
+            Ok(LogicalMessage::Broadcast(_)) => {}
+            Err(why) => {
+                let label = match why {
+                    Dropped::Forged => "forged",
+                    Dropped::Malformed => "malformed",
+                };
+                metrics::counter!("rowcast_messages_dropped_total", "why" => label).increment(1);
+                tracing::warn!(xid, lsn = %message.lsn, %why, "a logical message was dropped");
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, end: Lsn) -> Result<(), IngestError> {
+        let assembly = self.assembly.take().ok_or(IngestError::Protocol("a Commit without its Begin"))?;
+        if assembly.skipped {
+            self.received = self.received.max(end);
+            return Ok(());
+        }
+        self.greatest_committed_at = assembly.greatest_committed_at();
+        let (transaction, touched, marks) = assembly.finish();
+        let marks = self.never_less(marks);
+        let changed = self.router.take_changed();
+        let append = Append {
+            transaction: Some(Arc::clone(&transaction)),
+            watermark: Some(end),
+            state: if changed { self.state()? } else { Vec::new() },
+            marks,
+        };
+        let marked = !append.marks.is_empty();
+        let committed_at = transaction.committed_at;
+        self.submit(append).await?;
+        if changed {
+            self.publish_tables();
+        }
+        match touched {
+            None => self.feed.hub.publish(&transaction, end),
+            Some(touched) => self.feed.hub.publish_parts(&touched, end),
+        }
+        if marked {
+            self.feed.hub.wake_all();
+        }
+        self.submitted = end;
+        self.received = end;
+        self.progress.set_received(end, Some(committed_at));
+        metrics::counter!("rowcast_transactions_total").increment(1);
+        metrics::counter!("rowcast_changes_total").increment(transaction.deliveries.len() as u64);
+        Ok(())
+    }
+
+    /// Passes on what a large transaction came to so far, so that it never has to be held whole.
+    async fn pass_on_part(&mut self) -> Result<(), IngestError> {
+        if self.assembly()?.size() < self.part_size {
+            return Ok(());
+        }
+        self.submit_part().await
+    }
+
+    pub(super) async fn submit_part(&mut self) -> Result<(), IngestError> {
+        let part = Arc::new(self.assembly()?.take_part());
+        let state = vec![(STATE_SHAPES.to_owned(), Some(self.router.next_shape().to_string().into_bytes()))];
+        self.submit(Append { transaction: Some(part), state, ..Append::default() }).await
+    }
+
+    /// A mark beyond the stream's order: found by looking at the database, in force at once.
+    pub(super) async fn mark_now(&mut self, mark: Mark) -> Result<(), IngestError> {
+        tracing::info!(table = %mark.table, reason = mark.reason.as_str(), upto = %mark.upto, "copies of this table have to be synced in full");
+        if let Some(assembly) = &mut self.assembly {
+            assembly.marks.push(mark);
+            return Ok(());
+        }
+        let marks = self.never_less(vec![mark]);
+        let changed = self.router.take_changed();
+        let state = if changed { self.state()? } else { Vec::new() };
+        self.submit(Append { marks, state, ..Append::default() }).await?;
+        self.publish_tables();
+        self.feed.hub.wake_all();
+        Ok(())
+    }
+
+    /// A mark replaces the one before it, so it has to reach at least as far; except that the end of a
+    /// block takes back a mark without end.
+    fn never_less(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
+        for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
+            let reach = self.marks.entry(Arc::clone(&mark.table)).or_insert(mark.upto);
+            if *reach == Position::MAX && mark.reason == Reason::Identity {
+                *reach = mark.upto;
+            }
+            // Told again under another reason the block still holds; a new generation ends it.
+            if *reach == Position::MAX && matches!(mark.reason, Reason::Retracked | Reason::NewlyTracked | Reason::Untracked) {
+                *reach = mark.upto;
+            }
+            *reach = (*reach).max(mark.upto);
+            mark.upto = *reach;
+        }
+        marks
+    }
+
+    fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {
+        Ok(vec![
+            (STATE_ROUTER.to_owned(), Some(serde_json::to_vec(self.router.state())?)),
+            (STATE_SHAPES.to_owned(), Some(self.router.next_shape().to_string().into_bytes())),
+        ])
+    }
+
+    /// Tells the poller and those who ask about topics which tables there are.
+    fn publish_tables(&self) {
+        let relids = self.router.catalog().tables().map(|tracked| tracked.relid).collect();
+        self.tables.send_replace(relids);
+        self.feed.set_directory(self.router.state());
+    }
+
+    /// Waits for room in the log's queue if need be, reporting to the server meanwhile.
+    async fn submit(&mut self, mut append: Append) -> Result<(), IngestError> {
+        loop {
+            match self.feed.log.submit(append)? {
+                Ok(()) => return Ok(()),
+                Err(refused) => append = refused,
+            }
+            let log = Arc::clone(&self.feed.log);
+            let mut room = log.room();
+            loop {
+                tokio::select! {
+                    room = &mut room => break room?,
+                    () = tokio::time::sleep_until(self.status_due) => self.report(true).await?,
+                }
+            }
+        }
+    }
+
+    /// Tells the server what was received and what is durable, when that changed or time is up.
+    pub(super) async fn report(&mut self, at_once: bool) -> Result<(), IngestError> {
+        let durable = *self.feed.log.durable().borrow();
+        let now = Instant::now();
+        if !at_once && durable == self.confirmed && now < self.status_due {
+            return Ok(());
+        }
+        let written = self.received.max(durable);
+        debug_assert!(self.confirmed <= durable, "durable never goes back");
+        let status = StandbyStatus { written, flushed: durable, applied: durable, reply_requested: false };
+        self.stream.send_status(status).await?;
+        self.confirmed = durable;
+        self.progress.set_confirmed(durable);
+        self.status_due = now + self.status_interval;
+        Ok(())
+    }
+
+    /// If `relid` is a table of the catalog: the row's columns by name.
+    fn catalog_row(&self, relid: u32, tuple: &Tuple) -> Option<CatalogRow> {
+        let relation = self.router.announced(relid)?;
+        if relation.namespace != "rowcast" {
+            return None;
+        }
+        let columns = relation.columns.iter().zip(tuple).filter_map(|(column, value)| match value {
+            pgoutput::Value::Text(text) => Some((column.name.clone(), String::from_utf8_lossy(text).into_owned())),
+            _ => None,
+        });
+        Some(CatalogRow { table: relation.name.clone(), columns: columns.collect() })
+    }
+
+    async fn catalog_put(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
+        match row.table.as_str() {
+            "tables" => {
+                let tracked = Tracked::from_columns(|name| row.get(name))?;
+                let effect = self.router.put_table(tracked, at);
+                self.catalog_effect(effect, at).await
+            }
+            "settings" => {
+                if let (Some(name), Some(value)) = (row.get("name"), row.get("value")) {
+                    self.router.setting(name, value);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn catalog_delete(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
+        let relid = row.get("relid").and_then(|relid| relid.parse().ok());
+        match (row.table.as_str(), relid) {
+            ("tables", Some(relid)) => {
+                let effect = self.router.remove_table(relid, at);
+                self.catalog_effect(effect, at).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn catalog_effect(&mut self, effect: crate::route::CatalogEffect, at: Position) -> Result<(), IngestError> {
+        self.assembly()?.marks.extend(effect.marks);
+        if let Some(relid) = effect.ask {
+            self.ask(relid, at).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A row of a catalog table, as text.
+#[derive(Debug)]
+struct CatalogRow {
+    table: String,
+    columns: HashMap<String, String>,
+}
+
+impl CatalogRow {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.columns.get(name).map(String::as_str)
+    }
+}

@@ -1,0 +1,45 @@
+//! The one task that reads the replication stream and feeds log and hub.
+//!
+//! In: the stream of one slot. Out: transactions for the log (durable, through its bounded queue) and
+//! the hub (at once). Between them the router says whom a change concerns. It waits for no device; for
+//! the disk only when the log's queue is full, and then still reports to the server; for a query only
+//! where it meets a table that it does not know.
+//!
+//! Invariants: confirmed to the server ≤ durable in the log ≤ received. A transaction reaches the log
+//! before or with the hub, never only the hub. Everything is in commit order. After any failure the
+//! stage begins again from what the log holds: the router's state, the position, and the stream from
+//! the last confirmed position on, of which it skips what the log has.
+
+mod assembly;
+mod driver;
+mod error;
+mod opening;
+mod poller;
+mod progress;
+mod schema;
+mod supervisor;
+
+use std::time::Duration;
+
+pub use error::IngestError;
+pub use opening::{Decision, Found, Identity, NewEpoch, decide};
+pub use progress::{Progress, State};
+pub use supervisor::Ingest;
+
+use crate::log::LogOptions;
+use crate::postgres::Target;
+
+/// The publication that `rowcast init` creates.
+pub const PUBLICATION: &str = "rowcast";
+
+/// How ingest is to work.
+#[derive(Debug, Clone)]
+pub struct IngestOptions {
+    pub target: Target,
+    pub slot: String,
+    pub log: LogOptions,
+    /// A transaction larger than this many bytes is passed on in parts.
+    pub part_size: usize,
+    /// How often the database's catalogs are compared with what is known of the tables.
+    pub poll_interval: Duration,
+}

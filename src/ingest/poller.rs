@@ -1,0 +1,89 @@
+//! Looks at the database every few seconds, on a connection of its own: fingerprints of the tracked
+//! tables, WAL held by the slot, and what would be wrong with the publication.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::PUBLICATION;
+use super::progress::Progress;
+use crate::lsn::Lsn;
+use crate::postgres::tables::{self, TableError};
+use crate::postgres::{self, ConnectError, Target};
+
+/// One look.
+#[derive(Debug)]
+pub(super) struct Poll {
+    pub(super) asked: HashSet<u32>,
+    pub(super) fingerprints: HashMap<u32, String>,
+    pub(super) insert_lsn: Lsn,
+}
+
+pub(super) struct Poller {
+    pub(super) target: Target,
+    pub(super) slot: String,
+    pub(super) interval: Duration,
+    pub(super) tables: watch::Receiver<Vec<u32>>,
+    /// Look at once: the stream announced a table anew.
+    pub(super) nudge: Arc<Notify>,
+    pub(super) polls: mpsc::Sender<Poll>,
+    pub(super) progress: Arc<Progress>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PollError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("asking about the replication slot failed: {0}")]
+    Query(#[from] tokio_postgres::Error),
+}
+
+impl Poller {
+    pub(super) async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let result = stop.run_until_cancelled(self.poll_until_failure()).await;
+            if let Some(Err(error)) = result {
+                tracing::warn!(%error, "the database could not be looked at; trying again");
+                stop.run_until_cancelled(tokio::time::sleep(self.interval)).await;
+            }
+        }
+    }
+
+    async fn poll_until_failure(&self) -> Result<(), PollError> {
+        let (client, _driver) = postgres::connect(&self.target).await?;
+        loop {
+            let asked = self.tables.borrow().clone();
+            let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
+            self.look_at_slot(&client).await?;
+            // When ingest is behind with the last look, this one would tell it nothing more.
+            let _ = self.polls.try_send(Poll { asked: asked.into_iter().collect(), fingerprints, insert_lsn });
+            tokio::select! {
+                () = tokio::time::sleep(self.interval) => {}
+                () = self.nudge.notified() => {}
+            }
+        }
+    }
+
+    async fn look_at_slot(&self, client: &tokio_postgres::Client) -> Result<(), PollError> {
+        let row = client
+            .query_opt(
+                "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::int8,
+                        (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size')
+                 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1",
+                &[&self.slot],
+            )
+            .await?;
+        if let Some(row) = row {
+            let held = row.get::<_, Option<i64>>(0).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+            let limit = row.get::<_, Option<i64>>(1).and_then(|bytes| u64::try_from(bytes).ok());
+            self.progress.set_wal(held, limit);
+            metrics::gauge!("rowcast_slot_wal_held_bytes").set(held as f64);
+        }
+        Ok(())
+    }
+}

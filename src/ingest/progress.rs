@@ -1,0 +1,124 @@
+//! How far ingest is, for health, metrics and people.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use crate::lsn::Lsn;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    /// A new slot and a new log are being made.
+    Opening,
+    Streaming,
+    /// Why it does not stream; it tries again by itself.
+    Failed(Arc<str>),
+}
+
+impl State {
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Connecting => "connecting",
+            State::Opening => "opening",
+            State::Streaming => "streaming",
+            State::Failed(_) => "failed",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Progress {
+    state: RwLock<State>,
+    received: AtomicU64,
+    confirmed: AtomicU64,
+    server_end: AtomicU64,
+    committed_at: AtomicI64,
+    wal_held: AtomicU64,
+    /// Zero: PostgreSQL sets no limit.
+    wal_limit: AtomicU64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            state: RwLock::new(State::Connecting),
+            received: AtomicU64::new(0),
+            confirmed: AtomicU64::new(0),
+            server_end: AtomicU64::new(0),
+            committed_at: AtomicI64::new(0),
+            wal_held: AtomicU64::new(0),
+            wal_limit: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Progress {
+    pub fn state(&self) -> State {
+        self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+    }
+
+    /// The end of what was received and handed to the log.
+    pub fn received(&self) -> Lsn {
+        Lsn::new(self.received.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_received(&self, lsn: Lsn, committed_at: Option<i64>) {
+        self.received.store(lsn.get(), Ordering::Relaxed);
+        if let Some(committed_at) = committed_at {
+            self.committed_at.store(committed_at, Ordering::Relaxed);
+        }
+        self.saw_server_end(lsn);
+    }
+
+    /// What the server was told it may forget.
+    pub fn confirmed(&self) -> Lsn {
+        Lsn::new(self.confirmed.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_confirmed(&self, lsn: Lsn) {
+        self.confirmed.store(lsn.get(), Ordering::Relaxed);
+    }
+
+    /// The newest position that the server is known to have written.
+    pub fn server_end(&self) -> Lsn {
+        Lsn::new(self.server_end.load(Ordering::Relaxed))
+    }
+
+    pub fn saw_server_end(&self, lsn: Lsn) {
+        self.server_end.fetch_max(lsn.get(), Ordering::Relaxed);
+    }
+
+    pub(super) fn restart_server_end(&self, lsn: Lsn) {
+        self.server_end.store(lsn.get(), Ordering::Relaxed);
+    }
+
+    /// Bytes of WAL that the slot keeps the server from removing.
+    pub fn wal_held(&self) -> u64 {
+        self.wal_held.load(Ordering::Relaxed)
+    }
+
+    /// `max_slot_wal_keep_size` in bytes, where the server has such a limit.
+    pub fn wal_limit(&self) -> Option<u64> {
+        Some(self.wal_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    pub(super) fn set_wal(&self, held: u64, limit: Option<u64>) {
+        self.wal_held.store(held, Ordering::Relaxed);
+        self.wal_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// How far behind the server, in bytes of WAL.
+    pub fn lag_bytes(&self) -> u64 {
+        self.server_end().bytes_since(self.received())
+    }
+
+    /// How far behind, in microseconds since the last commit received; zero when nothing is missing.
+    pub fn lag_micros(&self, now: i64) -> i64 {
+        let committed_at = self.committed_at.load(Ordering::Relaxed);
+        if self.lag_bytes() == 0 || committed_at == 0 { 0 } else { (now - committed_at).max(0) }
+    }
+}

@@ -1,0 +1,237 @@
+//! Rows that need more than the stream: tables that have to be asked about, values that were not
+//! sent, and rows that cannot be read.
+
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::PUBLICATION;
+use super::driver::Driver;
+use super::error::IngestError;
+use super::poller::Poll;
+use crate::change::{Body, Mark, Reason};
+use crate::log::ColumnQuery;
+use crate::position::Position;
+use crate::postgres::tables::{self, TableFetch};
+use crate::postgres::{self, Target};
+use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
+use crate::wal::pgoutput::{self, OldTuple};
+use std::sync::Arc;
+
+/// How far back in an audience an owed value is looked for.
+const OWED_ENTRIES: usize = 20_000;
+
+/// Ingest's own connection for questions, made when first needed.
+#[derive(Debug)]
+pub(super) struct Database {
+    target: Target,
+    connection: Option<(Client, postgres::Driver)>,
+}
+
+impl Database {
+    pub(super) fn new(target: Target) -> Self {
+        Database { target, connection: None }
+    }
+
+    pub(super) async fn client(&mut self) -> Result<&mut Client, IngestError> {
+        if self.connection.as_ref().is_none_or(|(client, _)| client.is_closed()) {
+            self.connection = Some(postgres::connect(&self.target).await?);
+        }
+        match &mut self.connection {
+            Some((client, _)) => Ok(client),
+            None => Err(IngestError::Protocol("no connection")),
+        }
+    }
+}
+
+impl Driver {
+    /// How to read the rows of a table at this place; `None`: they are for nobody.
+    pub(super) async fn plan(&mut self, relid: u32, at: Position) -> Result<Option<Arc<Plan>>, IngestError> {
+        loop {
+            match self.router.reading(relid, at) {
+                Reading::Plan(plan) => return Ok(Some(plan)),
+                Reading::Skip => return Ok(None),
+                Reading::Ask => self.ask(relid, at).await?,
+                Reading::Mark(mark) => self.assembly()?.marks.push(mark),
+            }
+        }
+    }
+
+    /// Asks the database about a table, and takes in what it says.
+    pub(super) async fn ask(&mut self, relid: u32, at: Position) -> Result<(), IngestError> {
+        let fetch = self.fetch(relid).await?;
+        self.progress.saw_server_end(fetch.insert_lsn);
+        if let Some(mark) = self.router.learn(relid, fetch, at) {
+            self.mark_now(mark).await?;
+            self.push_on().await?;
+        }
+        Ok(())
+    }
+
+    /// The question itself. The server hears of us while it lasts.
+    async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
+        // Taken out, so that the stream can be served while the answer is awaited.
+        let mut database = std::mem::replace(&mut self.database, Database::new(self.database.target.clone()));
+        let question = async {
+            let client = database.client().await?;
+            tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)
+        };
+        let answer = self.serve_while(question).await;
+        self.database = database;
+        answer
+    }
+
+    async fn serve_while<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, IngestError>>,
+    ) -> Result<T, IngestError> {
+        tokio::pin!(work);
+        loop {
+            let due = Instant::now() + self.status_interval;
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep_until(due) => self.report(true).await?,
+            }
+        }
+    }
+
+    /// A mark may reach beyond everything written. An idle server would never get there by itself, so
+    /// one small message is written (to no table).
+    async fn push_on(&mut self) -> Result<(), IngestError> {
+        let client = self.database.client().await?;
+        client.batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')").await?;
+        Ok(())
+    }
+
+    /// Compares what the database says of its tables with what is known.
+    pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
+        self.progress.saw_server_end(poll.insert_lsn);
+        let known: Vec<(u32, String)> = self
+            .router
+            .state()
+            .tables
+            .iter()
+            .map(|(relid, known)| (*relid, known.info.fingerprint.clone()))
+            .collect();
+        for (relid, fingerprint) in known {
+            // A table that the poll did not ask about was tracked since.
+            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != Some(&fingerprint) {
+                let at = Position::boundary(poll.insert_lsn);
+                self.ask(relid, at.min(self.here())).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A row that cannot be read. If the table changed under it, its copies are stale, and the row with
+    /// them; if not, going on would lose it.
+    pub(super) async fn unreadable(&mut self, relid: u32, at: Position, error: RowError) -> Result<(), IngestError> {
+        let fingerprint = |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
+        let before = fingerprint(self);
+        self.ask(relid, at).await?;
+        if fingerprint(self) != before {
+            self.router.leave_out(relid, Position::boundary(self.progress.server_end()));
+            return Ok(());
+        }
+        let table = self.router.catalog().get(relid).map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
+        Err(IngestError::Row { table, at, source: error })
+    }
+
+    /// One UPDATE, with the values that it may owe.
+    pub(super) async fn update_row(&mut self, update: &pgoutput::Update, index: u32, at: Position) -> Result<(), IngestError> {
+        let new: Row<'_> = update.new.iter().collect();
+        let old = update.old.as_ref().map(old_row);
+        let mut debt = Debt::Open;
+        while let Some(plan) = self.plan(update.relid, at).await? {
+            match plan.update(old.as_ref(), &new, &debt) {
+                Ok(Update::Nothing) => {}
+                Ok(Update::Changed(change)) => self.assembly()?.add(index, Body::Row(change)),
+                Ok(Update::Rekeyed { delete, insert }) => {
+                    let assembly = self.assembly()?;
+                    if let Some(delete) = delete {
+                        assembly.add(index, Body::Row(delete));
+                    }
+                    if let Some(insert) = insert {
+                        assembly.add(index + 1, Body::Row(insert));
+                    }
+                }
+                Ok(Update::Owed(owed)) => {
+                    debt = match self.find_owed(&plan, &owed, at).await? {
+                        Some(supplied) => Debt::Supplied(supplied),
+                        None => {
+                            let newly = plan.newly(old.as_ref(), &new).unwrap_or_default();
+                            let upto = Position::new(at.commit, index + 1);
+                            let marks = newly.into_iter().map(|audience| Mark {
+                                table: Arc::clone(&plan.shape.name),
+                                audience: Some(audience),
+                                scopes: plan.shape.scopes.clone(),
+                                upto,
+                                reason: Reason::Toast,
+                            });
+                            self.assembly()?.marks.extend(marks);
+                            Debt::Unpayable
+                        }
+                    };
+                    continue;
+                }
+                Err(error) => {
+                    self.unreadable(update.relid, at, error).await?;
+                    continue;
+                }
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Looks in the log for the values of columns that were not sent.
+    async fn find_owed(&mut self, plan: &Plan, owed: &Owed, at: Position) -> Result<Option<Supplied>, IngestError> {
+        // Older entries of the row may still be on their way to the log, or in this very transaction.
+        if self.assembly()?.size() > 0 {
+            self.submit_part().await?;
+        }
+        let attempt = self.assembly()?.attempt();
+        let log = Arc::clone(&self.feed.log);
+        let work = async {
+            log.applied().await?;
+            let log = Arc::clone(&log);
+            let (owed, table) = (owed.clone(), Arc::clone(&plan.shape.name));
+            let search = move || {
+                let mut supplied = Supplied::new();
+                for (index, column) in &owed.columns {
+                    let mut found = None;
+                    for audience in &owed.audiences {
+                        found = log.column_value(&ColumnQuery {
+                            audience,
+                            table: &table,
+                            key: &owed.old_key,
+                            column,
+                            before: at,
+                            attempt,
+                            max_entries: OWED_ENTRIES,
+                        })?;
+                        if found.is_some() {
+                            break;
+                        }
+                    }
+                    match found {
+                        Some(value) => supplied.push((*index, value)),
+                        None => return Ok(None),
+                    }
+                }
+                Ok(Some(supplied))
+            };
+            match tokio::task::spawn_blocking(search).await {
+                Ok(result) => result,
+                Err(_) => Err(IngestError::Protocol("the search in the log was given up")),
+            }
+        };
+        self.serve_while(work).await
+    }
+}
+
+pub(super) fn old_row(old: &OldTuple) -> OldRow<'_> {
+    match old {
+        OldTuple::Key(tuple) => OldRow::Key(tuple.iter().collect()),
+        OldTuple::Full(tuple) => OldRow::Full(tuple.iter().collect()),
+    }
+}

@@ -1,0 +1,269 @@
+//! From a row change to deliveries: which audiences it concerns, and what each may see of it.
+//!
+//! Takes decoded messages of the stream in their order and the answers to its questions about tables;
+//! gives row changes, marks, and state for the log to keep. Pure: no I/O, no clock. Where it lacks
+//! knowledge (a table it has not met, a value that was not sent) it says what it needs, and the same
+//! call is made again with the answer.
+//!
+//! Invariants: a row is routed by the templates in force at its place in the stream; what is not
+//! published, or belongs to others, leaves no trace in what it returns; knowledge that changed under a
+//! table is answered by a mark, never by a guess.
+
+mod catalog;
+mod message;
+mod plan;
+mod row;
+mod template;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::{Mark, Reason, Shape};
+use crate::position::Position;
+use crate::postgres::tables::{TableFetch, TableInfo};
+use crate::wal::pgoutput::Relation;
+
+pub use catalog::{Catalog, CatalogChange, CatalogRowError, Tracked};
+pub use message::{Dropped, LogicalMessage, PREFIX, Secret};
+pub use plan::{Plan, PlanError};
+pub use row::{Debt, OldRow, Owed, Row, RowError, Supplied, Update};
+pub use template::{Template, TemplateError};
+
+/// What the log keeps of the router, at the position of the last transaction.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RouterState {
+    pub catalog: Catalog,
+    pub secret: Secret,
+    pub tables: HashMap<u32, Known>,
+    next_shape: u32,
+}
+
+/// What is known of one tracked table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Known {
+    pub info: Arc<TableInfo>,
+    /// The newest shape, once a row was seen.
+    shape: Option<Arc<Shape>>,
+    /// Its identity does not carry what routing needs; its rows are left out until it does.
+    blocked: bool,
+}
+
+/// The relay's knowledge of tables, and how their rows are read.
+#[derive(Debug, Default)]
+pub struct Router {
+    state: RouterState,
+    /// As this connection's stream announced them.
+    relations: HashMap<u32, Arc<Relation>>,
+    plans: HashMap<u32, Arc<Plan>>,
+    /// Tables whose rows cannot be read until knowledge is newer than this position.
+    unreadable: HashMap<u32, Position>,
+    changed: bool,
+}
+
+/// How the rows of a relation are to be treated at some position.
+#[derive(Debug)]
+pub enum Reading {
+    Plan(Arc<Plan>),
+    /// Not tracked, blocked, or stale beyond this position: its rows are for nobody.
+    Skip,
+    /// Ask the database about the table, and call [`Router::learn`].
+    Ask,
+    /// As `Skip`, and readers have to be told.
+    Mark(Mark),
+}
+
+/// What a row of the catalog brings about.
+#[derive(Debug, Default)]
+pub struct CatalogEffect {
+    pub marks: Vec<Mark>,
+    /// Ask the database about this table now, so that its shape is known from its track on.
+    pub ask: Option<u32>,
+}
+
+impl Router {
+    pub fn new(state: RouterState) -> Self {
+        Router { state, ..Router::default() }
+    }
+
+    pub fn state(&self) -> &RouterState {
+        &self.state
+    }
+
+    pub fn catalog(&self) -> &Catalog {
+        &self.state.catalog
+    }
+
+    pub fn secret(&self) -> &Secret {
+        &self.state.secret
+    }
+
+    /// Whether the state changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The first number that no shape has. Only grows while the process lives.
+    pub fn next_shape(&self) -> u32 {
+        self.state.next_shape
+    }
+
+    /// Keeps numbers of shapes apart from those given before a lost connection.
+    pub fn reserve_shapes(&mut self, next: u32) {
+        self.state.next_shape = self.state.next_shape.max(next);
+    }
+
+    /// A Relation message: what follows under its number looks like this.
+    pub fn relation(&mut self, relation: Relation) {
+        self.plans.remove(&relation.relid);
+        self.relations.insert(relation.relid, Arc::new(relation));
+    }
+
+    pub fn announced(&self, relid: u32) -> Option<&Arc<Relation>> {
+        self.relations.get(&relid)
+    }
+
+    /// How to read a row of `relid` that stands at `position`.
+    pub fn reading(&mut self, relid: u32, position: Position) -> Reading {
+        if let Some(plan) = self.plans.get(&relid) {
+            return Reading::Plan(Arc::clone(plan));
+        }
+        let Some(tracked) = self.state.catalog.get(relid).cloned() else { return Reading::Skip };
+        if self.unreadable.get(&relid).is_some_and(|upto| position <= *upto) {
+            return Reading::Skip;
+        }
+        let Some(relation) = self.relations.get(&relid).cloned() else { return Reading::Skip };
+        let Some(known) = self.state.tables.get(&relid).cloned() else { return Reading::Ask };
+        let compiled = Plan::compile(&relation, &tracked, &known.info, |shape| self.number(relid, shape));
+        match compiled {
+            Ok(plan) => {
+                let plan = Arc::new(plan);
+                self.plans.insert(relid, Arc::clone(&plan));
+                if known.blocked {
+                    self.set_blocked(relid, false);
+                    return Reading::Mark(mark(&tracked, before(position), Reason::Identity));
+                }
+                Reading::Plan(plan)
+            }
+            Err(PlanError::Moved(_)) => Reading::Ask,
+            Err(PlanError::Identity { .. }) if known.blocked => Reading::Skip,
+            Err(error @ PlanError::Identity { .. }) => {
+                tracing::error!(table = %tracked.table, %error, "rows of this table are not delivered until its identity is mended");
+                self.set_blocked(relid, true);
+                Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
+            }
+        }
+    }
+
+    /// Takes in what the database says of a table now. `at` is where the stream stands.
+    ///
+    /// Gives the mark that readers are owed: copies older than the answer may hold what the stream
+    /// never told.
+    pub fn learn(&mut self, relid: u32, fetch: TableFetch, at: Position) -> Option<Mark> {
+        let tracked = self.state.catalog.get(relid)?.clone();
+        let upto = Position::boundary(fetch.insert_lsn).max(at);
+        self.changed = true;
+        self.plans.remove(&relid);
+        let Some(info) = fetch.info else {
+            self.state.tables.remove(&relid);
+            self.unreadable.insert(relid, upto);
+            return Some(mark(&tracked, upto, Reason::SchemaChanged));
+        };
+        let old = self.state.tables.get(&relid);
+        let reason = match old {
+            Some(known) if known.info.fingerprint == info.fingerprint => None,
+            Some(_) => Some(Reason::SchemaChanged),
+            None => Some(Reason::NewlyTracked),
+        };
+        let (shape, blocked) = old.map_or((None, false), |known| (known.shape.clone(), known.blocked));
+        self.state.tables.insert(relid, Known { info: Arc::new(info), shape, blocked });
+        // If the stream still speaks of another shape, its rows up to here are those of the past.
+        self.unreadable.remove(&relid);
+        if let Some(relation) = self.relations.get(&relid).cloned()
+            && let Some(known) = self.state.tables.get(&relid).cloned()
+            && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known.info, Arc::new)
+        {
+            tracing::warn!(table = %tracked.table, %why, upto = %upto, "rows are left out until the stream reaches the new shape");
+            self.unreadable.insert(relid, upto);
+            return Some(mark(&tracked, upto, reason.unwrap_or(Reason::SchemaChanged)));
+        }
+        reason.map(|reason| mark(&tracked, upto, reason))
+    }
+
+    /// A row of `rowcast.tables` that was written at `at`.
+    pub fn put_table(&mut self, tracked: Tracked, at: Position) -> CatalogEffect {
+        let change = self.state.catalog.put(tracked);
+        self.catalog_changed(change, at)
+    }
+
+    /// A row of `rowcast.tables` that was deleted at `at`.
+    pub fn remove_table(&mut self, relid: u32, at: Position) -> CatalogEffect {
+        let change = self.state.catalog.remove(relid);
+        self.catalog_changed(change, at)
+    }
+
+    /// A row of `rowcast.settings`.
+    pub fn setting(&mut self, name: &str, value: &str) {
+        self.state.secret.setting(name, value);
+        self.changed = true;
+    }
+
+    fn catalog_changed(&mut self, change: CatalogChange, at: Position) -> CatalogEffect {
+        let (tracked, reason, old) = match change {
+            CatalogChange::Nothing => return CatalogEffect::default(),
+            CatalogChange::Tracked(new) => (new, Reason::NewlyTracked, None),
+            CatalogChange::Retracked { old, new } => (new, Reason::Retracked, Some(old)),
+            CatalogChange::Untracked(old) => (old, Reason::Untracked, None),
+        };
+        let relid = tracked.relid;
+        self.changed = true;
+        self.plans.remove(&relid);
+        self.unreadable.remove(&relid);
+        self.state.tables.remove(&relid);
+        let mut marks = vec![mark(&tracked, at, reason)];
+        match old {
+            // Readers under a scope that is gone learn it as well.
+            Some(old) if old.name == tracked.name => marks[0].scopes.extend(old.scopes()),
+            Some(old) => marks.push(mark(&old, at, Reason::Untracked)),
+            None => {}
+        }
+        let ask = (reason != Reason::Untracked).then_some(relid);
+        CatalogEffect { marks, ask }
+    }
+
+    fn set_blocked(&mut self, relid: u32, blocked: bool) {
+        if let Some(known) = self.state.tables.get_mut(&relid) {
+            known.blocked = blocked;
+            self.changed = true;
+        }
+    }
+
+    /// The shape of these contents, with the number that it has or a new one.
+    fn number(&mut self, relid: u32, mut shape: Shape) -> Arc<Shape> {
+        let known = self.state.tables.get_mut(&relid);
+        if let Some(old) = known.as_ref().and_then(|known| known.shape.as_ref()) {
+            shape.id = old.id;
+            if **old == shape {
+                return Arc::clone(old);
+            }
+        }
+        shape.id = self.state.next_shape;
+        self.state.next_shape += 1;
+        self.changed = true;
+        let shape = Arc::new(shape);
+        if let Some(known) = known {
+            known.shape = Some(Arc::clone(&shape));
+        }
+        shape
+    }
+}
+
+/// Everything before `position`.
+fn before(position: Position) -> Position {
+    Position::new(position.commit, position.index.saturating_sub(1))
+}
+
+fn mark(tracked: &Tracked, upto: Position, reason: Reason) -> Mark {
+    Mark { table: Arc::clone(&tracked.name), audience: None, scopes: tracked.scopes(), upto, reason }
+}
