@@ -38,18 +38,15 @@ impl Binaries {
             None => found.major >= MINIMUM_MAJOR,
         };
         let mut rejected = Vec::new();
-        let candidates = match env::var_os("ROWCAST_PG_BIN").filter(|value| !value.is_empty()) {
-            Some(named) => {
-                let named = PathBuf::from(named);
-                vec![Self::in_directory(&named).ok_or(EmbeddedError::BadBinaryDirectory(named))?]
+        let named = env::var_os("ROWCAST_PG_BIN").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let directories = named.clone().map_or_else(candidate_directories, |named| vec![named]);
+        for directory in directories {
+            match (Self::in_directory(&directory), &named) {
+                (Some(found), _) if fits(&found) => return Ok(found),
+                (Some(found), _) => rejected.push(format!("{} in {}", found.version, directory.display())),
+                (None, Some(named)) => return Err(EmbeddedError::BadBinaryDirectory(named.clone())),
+                (None, None) => {}
             }
-            None => candidate_directories().iter().filter_map(|at| Self::in_directory(at)).collect(),
-        };
-        for found in candidates {
-            if fits(&found) {
-                return Ok(found);
-            }
-            rejected.push(format!("{} in {}", found.version, found.directory.display()));
         }
         let wanted = major.map_or(format!("{MINIMUM_MAJOR} or newer"), |major| major.to_string());
         let rejected = match rejected.is_empty() {
