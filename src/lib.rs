@@ -5,10 +5,20 @@
 //! `sync` answers devices that were away and `auth` decides who may see what.
 //! `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod auth;
 pub mod change;
+pub mod config;
 pub mod cursor;
+pub mod embedded;
+pub mod feed;
+pub mod hub;
+pub mod ingest;
 pub mod json;
 pub mod log;
 pub mod lsn;
 pub mod position;
+pub mod postgres;
+pub mod route;
+pub mod timestamp;
 pub mod topic;
+pub mod wal;

@@ -1,1 +1,5 @@
+//! The integration tests: the real binary against a real PostgreSQL, one private cluster for each test.
+#![allow(clippy::unwrap_used)]
 
+mod harness;
+mod support;

@@ -1,0 +1,233 @@
+//! The copy that a device keeps: applied exactly as a client should, compared byte for byte.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::frame::Change;
+use super::http::Http;
+use super::postgres::TestPostgres;
+
+/// Rows by table (the topic's last segment) and the key's text; records as they were sent.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Copy {
+    rows: BTreeMap<(String, String), String>,
+    /// The newest change of each topic: what comes later must have a greater cursor.
+    applied: HashMap<String, String>,
+}
+
+/// One page of a POST `/api/realtime/sync` answer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct SyncPage {
+    pub(crate) cursor: String,
+    #[serde(default)]
+    pub(crate) topics: Vec<String>,
+    pub(crate) tables: HashMap<String, SyncTable>,
+    pub(crate) changes: HashMap<String, Vec<Change>>,
+    #[serde(default)]
+    pub(crate) revoked: Vec<String>,
+    pub(crate) has_more: bool,
+    #[serde(default)]
+    pub(crate) consistent: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct SyncTable {
+    pub(crate) full: bool,
+    #[serde(default)]
+    pub(crate) reason: Option<String>,
+}
+
+impl Copy {
+    /// Applies a live or replayed change, and asserts that its topic goes forward: nothing twice,
+    /// nothing out of order.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        let cursor = change.cursor.as_ref().unwrap_or_else(|| panic!("a frame without a cursor: {change:?}"));
+        if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
+            assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
+        }
+        self.put(change.topic_table(), change);
+    }
+
+    /// Applies all pages of one sync. A full table's copy is replaced.
+    pub(crate) fn apply_sync(&mut self, pages: &[SyncPage]) {
+        let mut replaced = Vec::new();
+        for page in pages {
+            for (table, about) in &page.tables {
+                if about.full && !replaced.contains(table) {
+                    self.rows.retain(|(known, _), _| known != table);
+                    replaced.push(table.clone());
+                }
+            }
+            for (table, changes) in &page.changes {
+                changes.iter().for_each(|change| self.put(table, change));
+            }
+        }
+        // A new epoch's cursors need not be greater.
+        self.applied.clear();
+    }
+
+    /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
+    /// returns the last cursor.
+    pub(crate) async fn sync(&mut self, http: &Http, body: &serde_json::Value) -> String {
+        let mut body = body.clone();
+        let mut pages: Vec<SyncPage> = Vec::new();
+        loop {
+            let page: SyncPage = http.post("/api/realtime/sync", &body).await.expect_status(200).parse();
+            body["cursor"] = page.cursor.clone().into();
+            let more = page.has_more;
+            pages.push(page);
+            if !more {
+                break;
+            }
+        }
+        self.apply_sync(&pages);
+        pages.pop().map(|page| page.cursor).unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The records of a table, sorted as text.
+    pub(crate) fn records(&self, table: &str) -> Vec<String> {
+        let of_table = self.rows.iter().filter(|((known, _), _)| known == table);
+        let mut records: Vec<String> = of_table.map(|(_, record)| record.clone()).collect();
+        records.sort();
+        records
+    }
+
+    /// Asserts that the copy of a table holds exactly the rows that `query` selects, as
+    /// `row_to_json` prints them.
+    pub(crate) async fn assert_equals(&self, postgres: &TestPostgres, table: &str, query: &str) {
+        let expected = rows_as_json(postgres, query).await;
+        assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
+    }
+
+    fn put(&mut self, table: &str, change: &Change) {
+        if change.operation == "TRUNCATE" {
+            self.rows.retain(|(known, _), _| known != table);
+            return;
+        }
+        let place = (table.to_owned(), change.key_text().to_owned());
+        match change.operation.as_str() {
+            "DELETE" => {
+                assert!(change.new_record.is_none(), "a DELETE with a new record: {change:?}");
+                self.rows.remove(&place);
+            }
+            "INSERT" | "UPDATE" => {
+                let record = match change.unchanged.as_slice() {
+                    [] => change.record_text().to_owned(),
+                    unchanged => {
+                        let before = self.rows.get(&place);
+                        let before = before.unwrap_or_else(|| panic!("no row to keep values of: {change:?}"));
+                        merge(before, change.record_text(), unchanged)
+                    }
+                };
+                self.rows.insert(place, record);
+            }
+            other => panic!("unknown operation {other}: {change:?}"),
+        }
+    }
+}
+
+/// What `query` selects as `row_to_json` prints it, sorted; newlines between the tokens of a `json`
+/// value become spaces, as on the wire.
+pub(crate) async fn rows_as_json(postgres: &TestPostgres, query: &str) -> Vec<String> {
+    let query = format!("SELECT row_to_json(r)::text FROM ({query}) r");
+    let rows = postgres.query_text(&query).await;
+    let mut rows: Vec<String> = rows
+        .into_iter()
+        .map(|row| row.into_iter().next().flatten().expect("a record").replace(['\n', '\r'], " "))
+        .collect();
+    rows.sort();
+    rows
+}
+
+/// The record before with the values of the new one; the columns named in `unchanged` are the only
+/// ones that the new one lacks.
+fn merge(before: &str, after: &str, unchanged: &[String]) -> String {
+    let before: Columns = serde_json::from_str(before).unwrap();
+    let after: Columns = serde_json::from_str(after).unwrap();
+    let mut taken = 0;
+    let columns = before.0.iter().map(|(name, old)| {
+        let new = after.0.iter().find(|(known, _)| known == name);
+        assert!(new.is_some() != unchanged.contains(name), "column {name}: in the record, or unchanged");
+        taken += usize::from(new.is_some());
+        let value = new.map_or(old, |(_, value)| value);
+        format!("{}:{}", serde_json::to_string(name).unwrap(), value.get())
+    });
+    let merged = format!("{{{}}}", columns.collect::<Vec<_>>().join(","));
+    assert_eq!(taken, after.0.len(), "a column that the row did not have before");
+    merged
+}
+
+/// A record's columns in their order, with their values' text.
+struct Columns(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Columns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Columns;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a record")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Columns, A::Error> {
+                let mut columns = Vec::new();
+                while let Some(column) = map.next_entry()? {
+                    columns.push(column);
+                }
+                Ok(Columns(columns))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(json: &str) -> Change {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn frame(operation: &str, cursor: &str, rest: &str) -> Change {
+        change(&format!(
+            r#"{{"topic":"user:1:t","operation":"{operation}","cursor":"{cursor}","commit_timestamp":0,{rest}}}"#
+        ))
+    }
+
+    #[test]
+    fn a_copy_follows_its_changes() {
+        let mut copy = Copy::default();
+        copy.apply(&frame("INSERT", "1", r#""key":{"id":1},"new_record":{"id":1,"a":1.50,"b":"x"}"#));
+        copy.apply(&frame("INSERT", "2", r#""key":{"id":2},"new_record":{"id":2,"a":null,"b":"y"}"#));
+        copy.apply(&frame("UPDATE", "3", r#""key":{"id":1},"new_record":{"id":1,"a":2},"unchanged":["b"]"#));
+        copy.apply(&frame("DELETE", "4", r#""key":{"id":2},"old_record":{"id":2},"new_record":null"#));
+        assert_eq!(copy.records("t"), [r#"{"id":1,"a":2,"b":"x"}"#]);
+        copy.apply(&frame("TRUNCATE", "5", r#""key":null,"new_record":null"#));
+        assert_eq!(copy.len(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 after 1")]
+    fn a_change_twice_is_an_error() {
+        let mut copy = Copy::default();
+        let once = frame("INSERT", "1", r#""key":{"id":1},"new_record":{"id":1}"#);
+        copy.apply(&once);
+        copy.apply(&once);
+    }
+
+    #[test]
+    #[should_panic(expected = "column b: in the record, or unchanged")]
+    fn a_column_left_out_silently_is_an_error() {
+        merge(r#"{"id":1,"a":1,"b":2}"#, r#"{"id":1}"#, &["a".to_owned()]);
+    }
+}

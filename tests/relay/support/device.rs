@@ -1,0 +1,247 @@
+//! A WebSocket device.
+//!
+//! It reads only inside its own methods. One that is not asked for anything has stopped reading, and
+//! with [`Connect::small_buffer`] the relay notices after a few kilobytes.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::copy::Copy;
+use super::frame::{Change, Frame};
+use super::relay::Relay;
+use super::token;
+use super::wait::within;
+
+/// A connected device.
+pub(crate) struct Device {
+    socket: WebSocketStream<TcpStream>,
+    /// Read, and not asked for yet.
+    ready: VecDeque<Frame>,
+}
+
+/// How a device connects.
+#[derive(Debug, Clone)]
+pub(crate) struct Connect {
+    address: SocketAddr,
+    device: String,
+    token: Option<String>,
+    query: String,
+    receive_buffer: Option<u32>,
+}
+
+/// What comes next on the socket.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    Frame(Frame),
+    /// The relay closed: code and reason, `None` where the connection just broke.
+    Closed(Option<(u16, String)>),
+}
+
+impl Connect {
+    /// Another address: a proxy's, or that of a relay that was started again.
+    pub(crate) fn via(mut self, address: SocketAddr) -> Self {
+        self.address = address;
+        self
+    }
+
+    pub(crate) fn token(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self
+    }
+
+    /// No token in the handshake: the first message must be `auth`.
+    pub(crate) fn without_token(mut self) -> Self {
+        self.token = None;
+        self
+    }
+
+    /// The query string, as in `batch=1&numbers=string`.
+    pub(crate) fn query(mut self, query: &str) -> Self {
+        self.query = format!("?{query}");
+        self
+    }
+
+    /// A kernel receive buffer of a few kilobytes: not reading is felt at the other end soon.
+    pub(crate) fn small_buffer(mut self) -> Self {
+        self.receive_buffer = Some(4096);
+        self
+    }
+
+    /// Connects and takes the `connection_established` frame.
+    pub(crate) async fn connect(self) -> Device {
+        let mut device = self.try_connect().await.unwrap_or_else(|error| panic!("no WebSocket: {error}"));
+        device.expect("connection_established").await;
+        device
+    }
+
+    /// Connects without reading a frame; an answer that is no upgrade is `Error::Http`.
+    pub(crate) async fn try_connect(self) -> Result<Device, Error> {
+        let uri = format!("ws://{}/api/realtime/ws/{}{}", self.address, self.device, self.query);
+        let mut request = uri.into_client_request()?;
+        let protocols = match &self.token {
+            Some(token) => format!("rowcast.v1, bearer.{token}"),
+            None => "rowcast.v1".to_owned(),
+        };
+        request.headers_mut().insert("sec-websocket-protocol", protocols.parse()?);
+        let tcp = TcpSocket::new_v4()?;
+        if let Some(bytes) = self.receive_buffer {
+            tcp.set_recv_buffer_size(bytes)?;
+        }
+        within("the WebSocket handshake", async {
+            let tcp = tcp.connect(self.address).await?;
+            tcp.set_nodelay(true)?;
+            let (socket, answer) = client_async(request, tcp).await?;
+            let protocol = answer.headers().get("sec-websocket-protocol");
+            assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
+            Ok(Device { socket, ready: VecDeque::new() })
+        })
+        .await
+    }
+}
+
+impl Device {
+    /// A device of a user, with a valid token.
+    pub(crate) fn of(relay: &Relay, user: &str, device: &str) -> Connect {
+        Connect {
+            address: relay.address(),
+            device: device.to_owned(),
+            token: Some(token::user(user)),
+            query: String::new(),
+            receive_buffer: None,
+        }
+    }
+
+    pub(crate) async fn send(&mut self, message: &Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    pub(crate) async fn send_text(&mut self, text: &str) {
+        within("sending a frame", self.socket.send(Message::text(text))).await.unwrap();
+    }
+
+    /// The next frame or the close; a batch comes as its single changes.
+    pub(crate) async fn incoming(&mut self) -> Incoming {
+        within("a frame from the relay", self.next()).await
+    }
+
+    /// The next frame; panics when the relay closes.
+    pub(crate) async fn recv(&mut self) -> Frame {
+        match self.incoming().await {
+            Incoming::Frame(frame) => frame,
+            Incoming::Closed(close) => panic!("the relay closed the socket: {close:?}"),
+        }
+    }
+
+    /// The next frame but heartbeats, which must be of this type.
+    pub(crate) async fn expect(&mut self, kind: &str) -> Frame {
+        loop {
+            let frame = self.recv().await;
+            if frame.kind == kind {
+                return frame;
+            }
+            assert_eq!(frame.kind, "heartbeat", "expected {kind}, not {}", frame.text);
+        }
+    }
+
+    /// The close code and reason; frames before it are dropped.
+    pub(crate) async fn expect_close(&mut self) -> (u16, String) {
+        loop {
+            if let Incoming::Closed(close) = self.incoming().await {
+                return close.expect("a close frame, not a broken connection");
+            }
+        }
+    }
+
+    /// The next change.
+    pub(crate) async fn change(&mut self) -> Change {
+        self.expect("database_change").await.change().expect("of that type")
+    }
+
+    /// The next `count` changes.
+    pub(crate) async fn changes(&mut self, count: usize) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(count);
+        while changes.len() < count {
+            changes.push(self.change().await);
+        }
+        changes
+    }
+
+    /// Subscribes, and returns the answer. Changes that come before it are kept for later.
+    pub(crate) async fn subscribe(&mut self, topics: &[&str], cursor: Option<&str>) -> Frame {
+        let mut request = json!({"type": "subscribe", "topics": topics});
+        if let Some(cursor) = cursor {
+            request["cursor"] = cursor.into();
+        }
+        self.send(&request).await;
+        self.answer("subscribed").await
+    }
+
+    pub(crate) async fn unsubscribe(&mut self, topics: &[&str]) -> Frame {
+        self.send(&json!({"type": "unsubscribe", "topics": topics})).await;
+        self.answer("unsubscribed").await
+    }
+
+    /// Sends `ping` and applies what comes until `pong`: everything up to the cursor returned.
+    pub(crate) async fn drain_into(&mut self, copy: &mut Copy) -> String {
+        self.send(&json!({"type": "ping"})).await;
+        loop {
+            let frame = self.recv().await;
+            match frame.kind.as_str() {
+                "database_change" => copy.apply(&frame.change().expect("of that type")),
+                "pong" => {
+                    return frame
+                        .cursor()
+                        .unwrap_or_else(|| panic!("a pong without a cursor: {}", frame.text));
+                }
+                "error" | "sync_required" => panic!("unexpected: {}", frame.text),
+                _ => {}
+            }
+        }
+    }
+
+    /// Closes in order.
+    pub(crate) async fn close(mut self) {
+        // The relay may have gone already.
+        let _ = within("closing", self.socket.close(None)).await;
+    }
+
+    /// The first frame of a type or an error; what is neither stays to be read, in its order.
+    async fn answer(&mut self, kind: &str) -> Frame {
+        let mut before = VecDeque::new();
+        loop {
+            let frame = self.recv().await;
+            assert_ne!(frame.kind, "error", "expected {kind}, not {}", frame.text);
+            if frame.kind == kind {
+                before.append(&mut self.ready);
+                self.ready = before;
+                return frame;
+            }
+            before.push_back(frame);
+        }
+    }
+
+    async fn next(&mut self) -> Incoming {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Incoming::Frame(frame);
+            }
+            match self.socket.next().await {
+                Some(Ok(Message::Text(text))) => self.ready.extend(Frame::parse(text.to_string()).split()),
+                Some(Ok(Message::Close(close))) => {
+                    let parts = |close: CloseFrame| (close.code.into(), close.reason.to_string());
+                    return Incoming::Closed(close.map(parts));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Incoming::Closed(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The harness. A test reads like this:
+//!
+//! ```ignore
+//! let pg = TestPostgres::start().await;
+//! pg.sql("CREATE TABLE …").await;
+//! let relay = Relay::on(&pg).start().await;
+//! let mut device = Device::of(&relay, "42", "phone").connect().await;
+//! device.subscribe(&["user:42:orders"], None).await;
+//! pg.sql("INSERT …").await;
+//! let change = device.change().await;
+//! ```
+//!
+//! * [`postgres`]: a private cluster, copied from a template in a fraction of a second.
+//! * [`relay`]: the `rowcast` program as a process: start, kill -9, terminate, restart on its log.
+//! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
+//! * [`device`]: a WebSocket device, and one that stops reading.
+//! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
+//! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
+//!
+//! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
+//! from the system, and what a test starts ends with it.
+// Each test uses its part of the harness.
+#![allow(dead_code)]
+
+pub(crate) mod copy;
+pub(crate) mod device;
+pub(crate) mod frame;
+pub(crate) mod http;
+pub(crate) mod postgres;
+pub(crate) mod proxy;
+pub(crate) mod relay;
+pub(crate) mod token;
+pub(crate) mod wait;
