@@ -5,5 +5,6 @@
 //! `hub` fans it out, `transport` speaks to devices; `sync` answers devices that were away and
 //! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod auth;
 pub mod lsn;
 pub mod topic;
