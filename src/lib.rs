@@ -6,5 +6,6 @@
 //! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
 
 pub mod auth;
+pub mod config;
 pub mod lsn;
 pub mod topic;
