@@ -1,6 +1,6 @@
 //! The configuration: one struct, from a file, the environment and flags, in rising precedence.
 //!
-//! [`settings!`](macro@keys::settings) declares each setting once: name, type, default and help. The
+//! The `settings!` table below declares each setting once: name, type, default and help. The
 //! struct, the parser, the flags, `--help` and the README's table all come from that one table.
 //! Every mistake is collected, so that one start shows all of them; no secret is ever shown.
 //!
@@ -14,7 +14,7 @@ mod setting;
 mod sources;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::auth::{AdminClaim, AuthConfig, GrantPattern, Secret};
@@ -27,7 +27,7 @@ pub use setting::{Embedded, LogFormat, parse_duration};
 pub use sources::Sources;
 
 settings! {
-    /// Connection string of the database, with the relay's own role. Not needed with `embedded`
+    /// Connection string of the database, with the relay's own role; not needed with `embedded`
     database_url: Option<Secret> = "";
     /// Run a private PostgreSQL for development, kept in the data directory or in one of its own
     embedded: Embedded = "false";

@@ -39,7 +39,8 @@ pub(super) struct Given {
 struct Value {
     /// As the user knows the place, for messages.
     at: String,
-    texts: Vec<String>,
+    /// Absent where it was of a type that has no text; that is a known mistake.
+    texts: Option<Vec<String>>,
 }
 
 impl Sources {
@@ -114,7 +115,10 @@ fn read_toml(path: &Path, text: &str, given: &mut Given, mistakes: &mut Vec<Mist
         let at = format!("{name} in {file}");
         match texts_of(value) {
             Some(texts) if key.list || !value.is_array() => given.set(key, at, texts),
-            _ => mistakes.push(wrong(key, at, Some(value.to_string()), key.expected)),
+            _ => {
+                given.values.insert(key.name, Value { at: at.clone(), texts: None });
+                mistakes.push(wrong(key, at, Some(value.to_string()), key.expected));
+            }
         }
     }
 }
@@ -154,14 +158,14 @@ fn wrong(key: &Key, at: String, given: Option<String>, expected: &str) -> Mistak
 
 impl Given {
     fn set(&mut self, key: &'static Key, at: String, texts: Vec<String>) {
-        self.values.insert(key.name, Value { at, texts });
+        self.values.insert(key.name, Value { at, texts: Some(texts) });
     }
 
     /// The setting's value. Where it cannot be read that is a mistake, and the default stands in,
     /// so that the rest can still be checked.
     pub(super) fn read<S: Setting>(&self, name: &'static str, mistakes: &mut Vec<Mistake>) -> Option<S> {
         let key = keys().iter().find(|key| key.name == name)?;
-        if let Some(Value { at, texts }) = self.values.get(name) {
+        if let Some(Value { at, texts: Some(texts) }) = self.values.get(name) {
             match S::parse_all(texts) {
                 Ok(value) => return Some(value),
                 Err(expected) => mistakes.push(wrong(key, at.clone(), Some(texts.join(",")), &expected)),
@@ -173,7 +177,8 @@ impl Given {
     /// A mistake in a value that could be read, but cannot be used.
     pub(super) fn mistake(&self, name: &str, problem: String) -> Mistake {
         let secret = keys().iter().any(|key| key.name == name && key.secret);
-        let given = self.values.get(name).map(|value| value.texts.join(",")).filter(|_| !secret);
+        let given =
+            self.values.get(name).and_then(|value| Some(value.texts.as_ref()?.join(","))).filter(|_| !secret);
         Mistake { at: self.place(name), given, problem }
     }
 

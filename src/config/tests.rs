@@ -1,6 +1,8 @@
 //! Whole configurations.
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+
 use super::*;
 
 const URL: &str = "postgres://rowcast:hunter2@localhost/app";
