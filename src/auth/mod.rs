@@ -1,0 +1,201 @@
+//! Tokens: who a device speaks for, and which topics that lets it read.
+//!
+//! Asked on joining and at every grant change; what `transport` and `sync` may show follows from the
+//! [`Identity`] alone. The way of a token: [`bearer`] finds it in a request, [`keys`] checks its
+//! signature, [`claims`] reads the payload with every value's text kept, [`pattern`] turns claims
+//! into [`Grants`].
+//!
+//! Invariants: nothing in the payload is looked at before the signature holds; a claim that cannot
+//! be read grants nothing; no token, secret or claim value appears in an error or in `Debug`.
+//!
+//! Must not know: connections, tables of the database, the clock (the caller passes the time).
+
+pub mod bearer;
+mod claims;
+mod error;
+mod grants;
+mod keys;
+mod mint;
+mod pattern;
+mod secret;
+
+use std::time::Duration;
+
+use crate::topic::Pattern;
+
+use claims::Claims;
+pub use error::{AuthConfigError, AuthError};
+pub use grants::Grants;
+use keys::KeySet;
+pub use keys::MIN_SECRET_BYTES;
+pub use mint::{ExtraClaims, mint};
+pub use pattern::{GrantPattern, GrantPatternError};
+pub use secret::Secret;
+
+/// The longest token that is looked at, in bytes. Below the 8 KiB after which an unauthenticated
+/// socket is closed, so that every way to send a token takes the same ones.
+pub const MAX_TOKEN_BYTES: usize = 7 * 1024;
+
+/// How tokens are checked and what their claims grant.
+#[derive(Debug, Clone)]
+pub struct AuthConfig {
+    /// The HS256 secret, at least [`MIN_SECRET_BYTES`] long.
+    pub secret: Secret,
+    /// Accepted values of `iss`; empty accepts any, also none.
+    pub issuers: Vec<String>,
+    /// A token's `aud` must name one of these; empty does not look at `aud`.
+    pub audiences: Vec<String>,
+    /// How far clocks may differ, for `exp` and `nbf`.
+    pub leeway: Duration,
+    /// Whether a token without `exp` is refused.
+    pub require_expiry: bool,
+    pub grants: Vec<GrantPattern>,
+    /// The claim that opens the admin endpoints; without it nobody is an admin.
+    pub admin: Option<AdminClaim>,
+}
+
+impl AuthConfig {
+    /// The first thing that makes this configuration unsafe to run with.
+    fn check(&self) -> Result<(), AuthConfigError> {
+        check_secret(&self.secret)?;
+        check_issuers(&self.issuers, &self.grants)
+    }
+}
+
+/// Refuses a secret that can be guessed.
+pub fn check_secret(secret: &Secret) -> Result<(), AuthConfigError> {
+    let length = secret.expose().len();
+    if length < MIN_SECRET_BYTES { Err(AuthConfigError::ShortSecret { length }) } else { Ok(()) }
+}
+
+/// With several issuers, `42` of one is another person than `42` of the other: every pattern that
+/// names somebody must name the issuer too.
+pub fn check_issuers(issuers: &[String], grants: &[GrantPattern]) -> Result<(), AuthConfigError> {
+    let mixes = |pattern: &&GrantPattern| pattern.has_placeholder() && !pattern.names("iss");
+    match grants.iter().find(mixes) {
+        Some(pattern) if issuers.len() > 1 => {
+            Err(AuthConfigError::IssuerNotInPattern { pattern: pattern.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which claim makes an admin: `role=admin`. A claim that is an array must hold the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminClaim {
+    pub name: String,
+    pub value: String,
+}
+
+impl AdminClaim {
+    /// From `name=value`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, value) = text.split_once('=')?;
+        (!name.is_empty() && !value.is_empty())
+            .then(|| AdminClaim { name: name.to_owned(), value: value.to_owned() })
+    }
+}
+
+/// The user that a token speaks for. Two issuers' users are never the same user.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserId {
+    pub issuer: Option<String>,
+    pub subject: String,
+}
+
+/// What a valid token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: UserId,
+    pub grants: Grants,
+    /// Unix seconds from which [`Verifier::verify`] refuses this token: `exp` and the leeway.
+    pub expires_at: Option<i64>,
+    /// `iat`, in Unix seconds.
+    pub issued_at: Option<i64>,
+    pub admin: bool,
+}
+
+/// Turns tokens into identities. Made once, shared by all connections.
+#[derive(Debug)]
+pub struct Verifier {
+    keys: KeySet,
+    config: AuthConfig,
+    leeway_seconds: i64,
+}
+
+impl Verifier {
+    pub fn new(config: AuthConfig) -> Result<Self, AuthConfigError> {
+        config.check()?;
+        Ok(Verifier {
+            keys: KeySet::from_secret(&config.secret),
+            leeway_seconds: i64::try_from(config.leeway.as_secs()).unwrap_or(i64::MAX),
+            config,
+        })
+    }
+
+    /// Checks a token at the moment `now_unix`, in Unix seconds.
+    pub fn verify(&self, token: &str, now_unix: i64) -> Result<Identity, AuthError> {
+        if token.is_empty() {
+            return Err(AuthError::Missing);
+        }
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(AuthError::TooLong);
+        }
+        let claims = self.keys.open(token)?;
+        let expires_at = self.check_times(&claims, now_unix)?;
+        let issuer = self.check_issuer(&claims)?;
+        self.check_audience(&claims)?;
+        let subject = claims.scalar("sub").ok_or(AuthError::Subject)?;
+        Ok(Identity {
+            user: UserId { issuer, subject },
+            grants: self.grants(&claims),
+            expires_at,
+            issued_at: claims.time("iat").ok().flatten(),
+            admin: self.config.admin.as_ref().is_some_and(|admin| claims.holds(&admin.name, &admin.value)),
+        })
+    }
+
+    /// The moment from which the token counts no more.
+    fn check_times(&self, claims: &Claims, now: i64) -> Result<Option<i64>, AuthError> {
+        let expires_at = claims.time("exp")?.map(|exp| exp.saturating_add(self.leeway_seconds));
+        match expires_at {
+            Some(end) if now >= end => return Err(AuthError::Expired),
+            None if self.config.require_expiry => return Err(AuthError::NoExpiry),
+            _ => {}
+        }
+        match claims.time("nbf")? {
+            Some(start) if now < start.saturating_sub(self.leeway_seconds) => Err(AuthError::NotYetValid),
+            _ => Ok(expires_at),
+        }
+    }
+
+    fn check_issuer(&self, claims: &Claims) -> Result<Option<String>, AuthError> {
+        let issuer = claims.scalar("iss");
+        let accepted = &self.config.issuers;
+        if accepted.is_empty() || issuer.as_ref().is_some_and(|issuer| accepted.contains(issuer)) {
+            Ok(issuer)
+        } else {
+            Err(AuthError::Issuer)
+        }
+    }
+
+    fn check_audience(&self, claims: &Claims) -> Result<(), AuthError> {
+        let accepted = &self.config.audiences;
+        if accepted.is_empty() || accepted.iter().any(|audience| claims.holds("aud", audience)) {
+            Ok(())
+        } else {
+            Err(AuthError::Audience)
+        }
+    }
+
+    fn grants(&self, claims: &Claims) -> Grants {
+        let mut patterns: Vec<Pattern> = Vec::new();
+        for grant in &self.config.grants {
+            grant.resolve(claims, &mut patterns);
+        }
+        Grants::new(patterns)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,20 @@
+//! Where the relay's own messages go: to standard error, as the configuration says.
+
+use std::io;
+
+use rowcast::config::{Config, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+use super::failure::Failure;
+
+/// Sets up messages for the rest of the process.
+pub(super) fn start(config: &Config) -> Result<(), Failure> {
+    let filter = EnvFilter::builder().parse(&config.log_level);
+    let filter = filter.map_err(|error| Failure::usage(format!("log_level: {error}")))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let started = match config.log_format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| Failure::new(format!("messages cannot be set up: {error}")))
+}

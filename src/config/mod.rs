@@ -1,0 +1,148 @@
+//! The configuration: one struct, from a file, the environment and flags, in rising precedence.
+//!
+//! The `settings!` table below declares each setting once: name, type, default and help. The
+//! struct, the parser, the flags, `--help` and the README's table all come from that one table.
+//! Every mistake is collected, so that one start shows all of them; no secret is ever shown.
+//!
+//! Must not know: what the settings do.
+
+mod check;
+mod development;
+mod keys;
+mod mistake;
+mod setting;
+mod sources;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::auth::{AdminClaim, AuthConfig, GrantPattern, Secret};
+
+pub use development::{DevelopmentSecretError, development_secret};
+use keys::settings;
+pub use keys::{Key, keys, table};
+pub use mistake::{ConfigError, Mistake};
+pub use setting::{Embedded, LogFormat, parse_duration};
+pub use sources::Sources;
+
+settings! {
+    /// Connection string of the database, with the relay's own role; not needed with `embedded`
+    database_url: Option<Secret> = "";
+    /// Run a private PostgreSQL for development, kept in the data directory or in one of its own
+    embedded: Embedded = "false";
+    /// Where the relay keeps what must outlast it
+    data_dir: PathBuf = "./rowcast-data";
+    /// Where the log of changes is kept, if not in `log` within the data directory
+    log_dir: Option<PathBuf> = "";
+    /// Name of the replication slot
+    slot: String = "rowcast", "a name of at most 63 lower-case letters, digits and underscores";
+    /// Address to listen on
+    listen: SocketAddr = "127.0.0.1:4000";
+    /// HS256 secret that signs tokens; better in the file or the environment than on the command line
+    jwt_secret: Option<Secret> = "", "at least 32 bytes, e.g. from `openssl rand -hex 32`";
+    /// Accepted issuers (`iss`); with several, every grant must contain `{iss}`
+    jwt_issuer: Vec<String> = "";
+    /// Accepted audiences (`aud`); a token must be meant for one of them
+    jwt_audience: Vec<String> = "";
+    /// How far the clocks of token issuer and relay may differ
+    jwt_leeway: Duration = "30s";
+    /// Refuse tokens that never expire
+    jwt_require_exp: bool = "true";
+    /// What a token may read, as patterns over its claims
+    grants: Vec<GrantPattern> = "user:{sub}:*,global:*";
+    /// Claim and value that open the admin endpoints, e.g. `role=admin`; must not be the user's to edit
+    admin_claim: Option<AdminClaim> = "";
+    /// Accept `token` in the URL, where proxies and browsers may keep it
+    url_token: bool = "false";
+    /// Changes older than this leave the log
+    log_max_age: Duration = "72h";
+    /// The oldest changes leave the log when it is larger than this
+    log_max_size: u64 = "10GiB";
+    /// Longest wait before changes are made durable together
+    group_commit_interval: Duration = "50ms";
+    /// Changes of this size are made durable without waiting
+    group_commit_size: u64 = "1MiB";
+    /// How often a quiet device hears from the relay; after two missed answers it is closed
+    heartbeat: Duration = "30s";
+    /// Largest message that a device may send
+    max_message_size: u64 = "64KiB";
+    /// What may wait for one slow device before it reads from the log instead
+    outbox_size: u64 = "256KiB";
+    /// Live connections of one user
+    max_sessions_per_user: usize = "20";
+    /// Subscriptions of one connection
+    max_subscriptions_per_session: usize = "100";
+    /// Write-ahead log that ingest may be behind while `/ready` says yes
+    ready_lag_bytes: u64 = "64MiB";
+    /// Time that ingest may be behind while `/ready` says yes
+    ready_lag_time: Duration = "10s";
+    /// Alert when the slot makes the database keep more write-ahead log than this
+    wal_alert: u64 = "1GiB";
+    /// Time to close connections on shutdown
+    shutdown_grace: Duration = "10s";
+    /// Time in which a new connection must authenticate
+    auth_timeout: Duration = "5s";
+    /// How long broadcasts are replayed to devices that come back
+    broadcast_replay: Duration = "5m";
+    /// How often the shapes of tables are compared
+    fingerprint_interval: Duration = "3s";
+    /// Transactions larger than this go to the log in parts, in bounded memory
+    big_transaction_size: u64 = "8MiB";
+    /// How the relay's own messages are written
+    log_format: LogFormat = "text";
+    /// Which of its own messages are written: a level, or `target=level` pairs
+    log_level: String = "info", "a level (error, warn, info, debug, trace) or pairs such as rowcast=debug,info";
+}
+
+/// What a configuration is read for: not every command needs every setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Running the relay: a database and a way to check tokens must be there.
+    Serve,
+    /// A command that asks for what it needs.
+    Tool,
+}
+
+impl Config {
+    /// Reads, checks and reports all mistakes of all sources at once.
+    pub fn load(sources: &Sources, purpose: Purpose) -> Result<Config, ConfigError> {
+        let mut mistakes = Vec::new();
+        let given = sources.collect(&mut mistakes);
+        let Some(config) = Config::read(&given, &mut mistakes) else {
+            return Err(ConfigError::new(mistakes));
+        };
+        config.check(&given, purpose, &mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::new(mistakes)) }
+    }
+
+    /// The directory of the log of changes.
+    pub fn log_directory(&self) -> PathBuf {
+        self.log_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
+    }
+
+    /// The directory of the private PostgreSQL, if there is to be one.
+    pub fn embedded_directory(&self) -> Option<PathBuf> {
+        match &self.embedded {
+            Embedded::Off => None,
+            Embedded::InDataDir => Some(self.data_dir.join("postgres")),
+            Embedded::Directory(directory) => Some(directory.clone()),
+        }
+    }
+
+    /// How tokens are checked; `None` without a secret, which only [`Purpose::Serve`] demands.
+    pub fn auth(&self) -> Option<AuthConfig> {
+        Some(AuthConfig {
+            secret: self.jwt_secret.clone()?,
+            issuers: self.jwt_issuer.clone(),
+            audiences: self.jwt_audience.clone(),
+            leeway: self.jwt_leeway,
+            require_expiry: self.jwt_require_exp,
+            grants: self.grants.clone(),
+            admin: self.admin_claim.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
