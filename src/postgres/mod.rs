@@ -1,0 +1,3 @@
+//! Ordinary SQL against the database.
+
+pub mod catalog;
