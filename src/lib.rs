@@ -5,5 +5,7 @@
 //! `hub` fans it out, `transport` speaks to devices; `sync` answers devices that were away and
 //! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod json;
 pub mod lsn;
+pub mod postgres;
 pub mod topic;

@@ -1,0 +1,3 @@
+//! Ordinary SQL connections.
+
+pub mod types;
