@@ -14,7 +14,7 @@ CREATE DOMAIN public.day AS date;
 CREATE DOMAIN public.document AS json;
 CREATE DOMAIN public.mood_domain AS public.mood;
 CREATE TYPE public.empty AS ();
-CREATE TYPE public.single AS (only text);
+CREATE TYPE public.single AS (lonely text);
 CREATE TYPE public.money_amount AS (amount numeric, currency text);
 CREATE TYPE "odd schema"."Odd ""Type""" AS ("a b" int, "q""uote" text, "back\slash" text, "ünï" timestamptz, gone int, "j" json, last float8);
 ALTER TYPE "odd schema"."Odd ""Type""" DROP ATTRIBUTE gone;
@@ -33,7 +33,7 @@ CREATE TYPE public.castable_holder AS (a int, b public.castable[]);
 CREATE TYPE public.castable_composite AS (a int);
 CREATE FUNCTION public.composite_to_json(public.castable_composite) RETURNS json LANGUAGE sql AS $$ SELECT '1'::json $$;
 CREATE CAST (public.castable_composite AS json) WITH FUNCTION public.composite_to_json(public.castable_composite);
-CREATE TYPE public.regclass_range AS RANGE (subtype = oid);
+CREATE TYPE public.regclass_range AS RANGE (subtype = regclass, subtype_opclass = oid_ops);
 CREATE TYPE public.reg_holder AS (a text, b regclass);
 "#;
 
@@ -51,6 +51,8 @@ pub const REFUSED: &[&str] = &[
     "regrole",
     "regcollation",
     "regclass[]",
+    "public.regclass_range",
+    "public.regclass_multirange",
     "public.castable",
     "public.castable[]",
     "public.castable_domain",
@@ -327,7 +329,6 @@ pub const VALUES: &[(&str, &[&str])] = &[
     ("public.float_range", &["'[1e20,1e300)'", "'empty'", "'[-0,NaN]'"]),
     ("public.text_range", &["'[\"a \\\"b\\\"\",\"c,d\")'", "'[\"\",)'"]),
     ("public.float_multirange", &["'{[1,2],[4,5]}'"]),
-    ("public.regclass_range", &["'[1,5)'"]),
     ("public.empty", &["ROW()"]),
     (
         "public.single",
