@@ -1,0 +1,161 @@
+//! Conformance of records: what `json` writes from a value's text is what `row_to_json` prints.
+
+use std::fmt::Write as _;
+
+use rowcast::json::numbers::{Quoting, quote_numbers};
+use rowcast::json::{ObjectWriter, object_fields};
+use rowcast::postgres::types::{self, Type};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use crate::values::{REFUSED, SETUP, VALUES};
+
+const PIN: &str = "SET client_encoding='UTF8'; SET datestyle='ISO'; SET intervalstyle='postgres'; \
+    SET extra_float_digits=1; SET bytea_output='hex'; SET timezone='UTC'; SET lc_monetary='C'; SET search_path=''";
+
+/// Compares every value, alone and within arrays and composites. Returns how many were compared.
+///
+/// `client` is a superuser's connection to an empty database.
+pub async fn check_records(client: &Client) -> usize {
+    client.batch_execute(SETUP).await.unwrap();
+    let mut compared = 0;
+    for (number, (ty, expressions)) in VALUES.iter().enumerate() {
+        client.batch_execute("SET search_path=public; SET timezone='Europe/Berlin'").await.unwrap();
+        let sql = table(number, ty, expressions);
+        client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{ty}: {error:?}\n{sql:.3000}"));
+        client.batch_execute(PIN).await.unwrap();
+        compared += check_table(client, &format!("t{number}")).await;
+    }
+    compared
+}
+
+/// A table whose rows hold each expression, a NULL, and all of them together in arrays.
+fn table(number: usize, ty: &str, expressions: &[&str]) -> String {
+    let name = format!("public.t{number}");
+    let holder = format!("public.holder{number}");
+    // An array of arrays is one array with more dimensions, which the table of values has itself.
+    let array = if ty.ends_with(']') { ty.to_owned() } else { format!("{ty}[]") };
+    let element =
+        |values: &str| if ty.ends_with(']') { "NULL".to_owned() } else { format!("ARRAY[{values}]") };
+    let mut sql = format!(
+        "CREATE TYPE {holder} AS (v {ty}, \"vs \" {array}, note text);
+         CREATE TABLE {name} (v {ty}, \"the \"\"array\" {array}, h {holder}, hs {holder}[]);
+         INSERT INTO {name} VALUES (NULL, NULL, NULL, NULL), (NULL, '{{}}', ROW(NULL,NULL,NULL), '{{}}');\n"
+    );
+    let mut all = Vec::new();
+    for expression in expressions {
+        let value = format!("({expression})::{ty}");
+        let held =
+            format!("ROW({value}, {}::{array}, 'a \"note\"')::{holder}", element(&format!("{value}, NULL")));
+        writeln!(
+            sql,
+            "INSERT INTO {name} VALUES ({value}, {}::{array}, {held}, ARRAY[{held}, NULL]);",
+            element(&format!("{value}, NULL, {value}"))
+        )
+        .unwrap();
+        all.push(value);
+    }
+    let all = all.join(", ");
+    writeln!(sql, "INSERT INTO {name} VALUES (NULL, {}::{array}, NULL, NULL);", element(&all)).unwrap();
+    sql
+}
+
+async fn check_table(client: &Client, table: &str) -> usize {
+    let columns = client
+        .query(
+            "SELECT attname::text, atttypid FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 ORDER BY attnum",
+            &[&format!("public.{table}")],
+        )
+        .await
+        .unwrap();
+    let oids: Vec<u32> = columns.iter().map(|row| row.get(1)).collect();
+    let types = types::load(client, &oids).await.unwrap();
+    let columns: Vec<(String, &Type)> =
+        columns.iter().map(|row| (row.get(0), &*types[&row.get::<_, u32>(1)])).collect();
+    let mut compared = 0;
+    for row in rows(client, &format!("SELECT t.*, row_to_json(t)::text FROM public.{table} t")).await {
+        check_row(&columns, &row);
+        compared += columns.len();
+    }
+    compared
+}
+
+fn check_row(columns: &[(String, &Type)], row: &SimpleQueryRow) {
+    let expected = row.get(columns.len()).unwrap().replace(['\n', '\r'], " ");
+    let mut out = Vec::new();
+    let mut object = ObjectWriter::new(&mut out);
+    for (index, (name, ty)) in columns.iter().enumerate() {
+        let text = row.get(index);
+        object.value(name, ty, text.map(str::as_bytes)).unwrap_or_else(|e| panic!("{ty} {text:?}: {e}"));
+    }
+    object.end();
+    let written = String::from_utf8(out).unwrap();
+    assert_eq!(written, expected);
+    serde_json::from_str::<serde::de::IgnoredAny>(&written).unwrap();
+
+    let fields: Vec<_> = object_fields(&written).collect::<Result<_, _>>().unwrap();
+    let names: Vec<_> = fields.iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(names, columns.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+
+    let plan: Vec<_> = columns.iter().map(|(name, ty)| (name.clone(), Quoting::of(ty))).collect();
+    let mut quoted = Vec::new();
+    quote_numbers(&written, &plan, &mut quoted).unwrap();
+    let quoted = String::from_utf8(quoted).unwrap();
+    serde_json::from_str::<serde::de::IgnoredAny>(&quoted).unwrap();
+    if plan.iter().all(|(_, quoting)| quoting.is_nothing()) {
+        assert_eq!(quoted, written);
+    }
+    for (_, ty) in columns {
+        let kept = serde_json::to_string(ty).unwrap();
+        assert_eq!(serde_json::from_str::<Type>(&kept).unwrap(), **ty);
+    }
+}
+
+/// Types that cannot be written are known before a row of them arrives. Run after [`check_records`].
+pub async fn check_refused(client: &Client) {
+    for name in REFUSED {
+        let oid: u32 = client.query_one("SELECT $1::text::regtype::oid", &[name]).await.unwrap().get(0);
+        let types = types::load(client, &[oid]).await.unwrap();
+        assert!(types[&oid].unsupported().is_some(), "{name}");
+    }
+    assert!(types::load(client, &[4_000_000_000]).await.unwrap().is_empty());
+}
+
+/// The built-in types are what this server's catalog says, and every type of it resolves.
+pub async fn check_builtin(client: &Client) {
+    let all = client
+        .query(
+            "SELECT t.oid, 'pg_catalog.' || quote_ident(coalesce(e.typname, t.typname))
+                    || CASE WHEN e.oid IS NULL THEN '' ELSE '[]' END, coalesce(e.oid, 0::oid), e.typdelim, t.typarray
+               FROM pg_type t LEFT JOIN pg_type e ON e.typarray = t.oid
+              WHERE t.typtype <> 'p'",
+            &[],
+        )
+        .await
+        .unwrap();
+    let oids: Vec<u32> = all.iter().map(|row| row.get(0)).collect();
+    let types = types::load(client, &oids).await.unwrap();
+    assert_eq!(types.len(), oids.len());
+    for row in &all {
+        let Some(ty) = Type::builtin(row.get(0)) else { continue };
+        assert_eq!(ty.oid, row.get::<_, u32>(0));
+        // Key words are quoted by quote_ident, which names in messages do without.
+        assert_eq!(ty.name.replace('"', ""), row.get::<_, &str>(1).replace('"', ""));
+        if let types::Kind::Array { element, delimiter } = &ty.kind {
+            assert_eq!(element.oid, row.get::<_, u32>(2), "{ty}");
+            assert_eq!(*delimiter, row.get::<_, i8>(3).cast_unsigned(), "{ty}");
+        } else {
+            assert!(Type::builtin(row.get(4)).is_some(), "{ty}");
+        }
+    }
+}
+
+async fn rows(client: &Client, sql: &str) -> Vec<SimpleQueryRow> {
+    let messages = client.simple_query(sql).await.unwrap();
+    messages
+        .into_iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        })
+        .collect()
+}
