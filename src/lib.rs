@@ -6,4 +6,7 @@
 //! `auth` decides who may see what. `docs/ARCHITECTURE.md` follows a change through them.
 
 pub mod lsn;
+pub mod postgres;
+pub mod timestamp;
 pub mod topic;
+pub mod wal;
