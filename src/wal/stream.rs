@@ -1,0 +1,140 @@
+//! A running replication stream.
+
+use std::time::Duration;
+
+use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::frontend;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+
+use super::error::{During, WalError};
+use super::frame::{Frame, StandbyStatus};
+use super::wire::{Packet, Wire};
+use crate::postgres::{ServerError, Severity};
+use crate::timestamp::PgTimestamp;
+
+/// Frames from the server, progress to it, on one task.
+///
+/// Both directions keep what is half done here, so [`Self::next`] and [`Self::send_status`] may race
+/// with anything in `select!`. Memory is one receive buffer, or the one frame that is longer. After an
+/// error the stream is over.
+#[derive(Debug)]
+pub struct ReplicationStream {
+    wire: Wire,
+    /// The newest status, while an earlier one is still being written. A newer one replaces it, so
+    /// that a server that does not read cannot make us collect them.
+    pending: Option<StandbyStatus>,
+}
+
+impl ReplicationStream {
+    pub(super) fn new(wire: Wire) -> Self {
+        ReplicationStream { wire, pending: None }
+    }
+
+    /// The next frame. Sends what status is waiting meanwhile. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Frame, WalError> {
+        loop {
+            if let Some(frame) = self.try_next()? {
+                return Ok(frame);
+            }
+            self.load_status();
+            self.wire.exchange().await?;
+        }
+    }
+
+    /// A frame that has already arrived whole; `None` says nothing about the socket.
+    #[inline]
+    pub fn try_next(&mut self) -> Result<Option<Frame>, WalError> {
+        loop {
+            match self.wire.buffered()? {
+                Some(Packet::CopyData(data)) => return Frame::parse(data).map(Some),
+                Some(Packet::Other(message)) => aside(message)?,
+                Some(Packet::CopyBothResponse) => {
+                    return Err(WalError::Protocol("a stream that starts twice"));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Reports progress. Returns at once: what the socket does not take now is sent by the next call of
+    /// this or of [`Self::next`], and until then a newer status replaces it. A broken connection shows
+    /// in `next`, after what had still arrived. Cancel-safe.
+    pub async fn send_status(&mut self, status: StandbyStatus) {
+        let asked = self.pending.is_some_and(|pending| pending.reply_requested);
+        let reply_requested = status.reply_requested || asked;
+        self.pending = Some(StandbyStatus { reply_requested, ..status });
+        self.wire.push().await;
+        self.load_status();
+        self.wire.push().await;
+    }
+
+    fn load_status(&mut self) {
+        if self.wire.output.is_empty()
+            && let Some(status) = self.pending.take()
+        {
+            status.encode(PgTimestamp::now(), &mut self.wire.output);
+        }
+    }
+
+    /// Ends the stream in good order: sends the last status, asks the server to stop, waits until it
+    /// has, and says goodbye. Frames that still arrive are dropped. A server in the middle of a long
+    /// transaction may not stop within `grace`: then the connection is closed and `Err` tells so, but
+    /// the status has been sent.
+    pub async fn close(mut self, grace: Duration) -> Result<(), WalError> {
+        let ended = timeout(grace, self.finish()).await;
+        frontend::terminate(&mut self.wire.output);
+        // Goodbye is a courtesy: once the stream has ended nothing can be lost with it.
+        let farewell = timeout(Duration::from_millis(100), self.wire.shutdown()).await;
+        match ended {
+            Ok(result) => result,
+            Err(elapsed) => {
+                tracing::debug!(farewell = ?farewell.is_ok(), "the server did not end the stream in time");
+                Err(WalError::Lost(Some(elapsed.into())))
+            }
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), WalError> {
+        if let Some(status) = self.pending.take() {
+            status.encode(PgTimestamp::now(), &mut self.wire.output);
+        }
+        frontend::copy_done(&mut self.wire.output);
+        loop {
+            match self.wire.next().await? {
+                Packet::Other(Message::ReadyForQuery(_)) => return Ok(()),
+                Packet::Other(Message::ErrorResponse(body)) => {
+                    return Err(reported(ServerError::from_fields(body.fields())));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn reported(error: ServerError) -> WalError {
+    WalError::Server { during: During::Streaming, error }
+}
+
+/// What comes between the frames.
+#[cold]
+fn aside(message: Message) -> Result<(), WalError> {
+    match message {
+        Message::ErrorResponse(body) => Err(reported(ServerError::from_fields(body.fields()))),
+        Message::NoticeResponse(body) => {
+            let notice = ServerError::from_fields(body.fields());
+            // The only warning of this code that a stream can bring, see `PublicationSkipped`.
+            let skipped = notice.severity == Severity::Warning
+                && notice.code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE;
+            if skipped {
+                return Err(WalError::PublicationSkipped(notice));
+            }
+            notice.trace();
+            Ok(())
+        }
+        // A server that shuts down ends the command, without CopyDone.
+        Message::CopyDone | Message::CommandComplete(_) => Err(WalError::Ended),
+        Message::ParameterStatus(_) => Ok(()),
+        _ => Err(WalError::Protocol("not a message of a replication stream")),
+    }
+}
