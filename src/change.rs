@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::json::Quoting;
+use crate::json::numbers::Quoting;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::topic::Audience;

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use super::catalog::Tracked;
 use super::template::Template;
 use crate::change::{Shape, ShapeColumn};
-use crate::json::{self, Quoting, Type};
+use crate::json::numbers::Quoting;
+use crate::json;
 use crate::postgres::tables::TableInfo;
+use crate::postgres::types::Type;
 use crate::wal::pgoutput::{ReplicaIdentity, Relation};
 
 /// How to read the tuples of a relation.

@@ -212,7 +212,7 @@ impl Plan {
             Value::Text(text) => match std::str::from_utf8(text) {
                 Ok(text) => Ok(Some(text)),
                 Err(error) => {
-                    let source = ValueError::not_utf8(error.valid_up_to());
+                    let source = ValueError::Encoding { offset: error.valid_up_to() };
                     Err(RowError::Value { column: name(), source })
                 }
             },
