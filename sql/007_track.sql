@@ -152,10 +152,10 @@ BEGIN
       WHEN 'build' THEN format('the new unique index %I on (%s)', name, rowcast.name_list(columns))
       ELSE format('the unique index %s on (%s)', chosen::regclass, rowcast.name_list(rowcast.index_columns(chosen)))
     END
-    USING DETAIL = why || ' ' || CASE action
-      WHEN 'full' THEN 'Every UPDATE and DELETE now writes the whole old row to the WAL.'
+    USING DETAIL = why || CASE action
+      WHEN 'full' THEN ' Every UPDATE and DELETE now writes the whole old row to the WAL.'
       WHEN 'default' THEN ''
-      ELSE 'An UPDATE that changes these columns, such as a change of owner, takes the stronger row lock FOR UPDATE, '
+      ELSE ' An UPDATE that changes these columns, such as a change of owner, takes the stronger row lock FOR UPDATE, '
         'which waits for foreign key checks on the row.'
     END;
 END $$;
@@ -305,9 +305,7 @@ BEGIN
   END IF;
   IF choice.action = 'refuse' THEN
     RAISE EXCEPTION 'rowcast.track: no replica identity of % can carry its key and topic columns', rel::regclass
-      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why,
-        HINT = format('SET NOT NULL what may be null; then CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s); and track it again.',
-          rel::regclass, rowcast.name_list(choice.columns));
+      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why, HINT = choice.mend;
   ELSIF locked_for = 'keep' AND choice.action <> 'keep' THEN
     RAISE EXCEPTION 'rowcast.track: % was altered at the same moment', rel::regclass
       USING ERRCODE = 'serialization_failure', DETAIL = 'Its replica identity no longer suffices.', HINT = 'Run it again.';
