@@ -21,4 +21,5 @@ pub mod postgres;
 pub mod route;
 pub mod timestamp;
 pub mod topic;
+pub mod transport;
 pub mod wal;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::catalog::Tracked;
 use super::template::Template;
-use crate::change::{Shape, ShapeColumn};
+use crate::change::Shape;
 use crate::json::numbers::Quoting;
 use crate::json;
 use crate::postgres::tables::TableInfo;
@@ -102,7 +102,7 @@ impl Plan {
             columns: columns
                 .iter()
                 .filter(|c| c.published)
-                .map(|c| ShapeColumn { name: Arc::clone(&c.name), quoting: Quoting::of(&c.ty) })
+                .map(|c| (c.name.to_string(), Quoting::of(&c.ty)))
                 .collect(),
         });
         Ok(Plan { shape, columns, key, templates, full_identity })
