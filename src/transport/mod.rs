@@ -5,5 +5,6 @@
 //! deliveries into frames, at each device's own pace.
 
 mod relay;
+mod ws;
 
 pub use relay::{Limits, Relay, SessionPlace, Sessions};
