@@ -128,7 +128,10 @@ impl Driver {
     /// them; if not, going on would lose it.
     pub(super) async fn unreadable(&mut self, relid: u32, at: Position, error: RowError) -> Result<(), IngestError> {
         // Readers were told to sync in full to beyond this row, so nobody misses it.
-        let stale = self.router.catalog().get(relid).and_then(|tracked| self.marks.get(&tracked.name)).copied();
+        let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
+        let pending = self.assembly()?.marks.iter().filter(|mark| Some(&mark.table) == name.as_ref());
+        let pending = pending.map(|mark| mark.upto).max();
+        let stale = name.and_then(|name| self.marks.get(&name)).copied().max(pending);
         if let Some(upto) = stale.filter(|upto| at <= *upto) {
             self.router.leave_out(relid, upto);
             return Ok(());
