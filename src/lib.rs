@@ -5,6 +5,7 @@
 //! `sync` answers devices that were away and `auth` decides who may see what.
 //! `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod app;
 pub mod auth;
 pub mod change;
 pub mod config;
