@@ -66,7 +66,7 @@ impl Published {
 pub enum Shown<'a> {
     Row(View<'a>),
     /// Under which of its audiences the session reads the table.
-    Truncate(&'a Audience),
+    Truncate(Audience),
     Broadcast,
 }
 
