@@ -28,7 +28,11 @@ DECLARE
 BEGIN
   FOREACH role IN ARRAY ARRAY['rowcast_owner', 'rowcast_relay', 'rowcast_writer'] LOOP
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role) THEN
-      EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role);
+      BEGIN
+        EXECUTE pg_catalog.format('CREATE ROLE %I NOLOGIN', role);
+      EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;   -- another database made it at this moment
+      END;
     END IF;
   END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN

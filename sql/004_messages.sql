@@ -24,11 +24,13 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF device IS NULL OR device !~ '^[A-Za-z0-9_-]{1,64}$' THEN
     RAISE EXCEPTION 'rowcast.tag: this is no device id: %', coalesce(quote_literal(left(device, 80)), 'null')
-      USING ERRCODE = 'invalid_parameter_value', HINT = 'A device id is 1 to 64 of A-Z a-z 0-9 _ and -.';
+      USING ERRCODE = 'invalid_parameter_value', DETAIL = 'No device connects under such an id.',
+        HINT = 'A device id is 1 to 64 of A-Z a-z 0-9 _ and -.';
   END IF;
   IF octet_length(correlation) > 256 THEN
     RAISE EXCEPTION 'rowcast.tag: the correlation is % bytes long', octet_length(correlation)
-      USING ERRCODE = 'program_limit_exceeded', HINT = 'At most 256 bytes.';
+      USING ERRCODE = 'program_limit_exceeded', DETAIL = 'It travels with every change of the transaction.',
+        HINT = 'Use an id of at most 256 bytes.';
   END IF;
   PERFORM rowcast.emit(json_build_object('tag',
     json_build_object('device', device, 'correlation', correlation))::text);
@@ -50,11 +52,13 @@ BEGIN
   END IF;
   IF event IS NULL OR octet_length(event) NOT BETWEEN 1 AND 256 THEN
     RAISE EXCEPTION 'rowcast.broadcast: the event''s name is missing or longer than 256 bytes'
-      USING ERRCODE = 'invalid_parameter_value', HINT = 'Name it as in notification.new.';
+      USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Devices tell events apart by it.',
+        HINT = 'Name it as in notification.new.';
   END IF;
   IF payload IS NULL THEN
     RAISE EXCEPTION 'rowcast.broadcast: the payload is null'
-      USING ERRCODE = 'null_value_not_allowed', HINT = 'An empty payload is ''{}''.';
+      USING ERRCODE = 'null_value_not_allowed', DETAIL = 'A broadcast carries one JSON value.',
+        HINT = 'An empty payload is ''{}'', a null one ''null''.';
   END IF;
   IF size > 262144 THEN
     RAISE EXCEPTION 'rowcast.broadcast: the payload is % bytes long', size

@@ -235,7 +235,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   UNION ALL
   SELECT '22023', format('columns of %s lacks %s', rel::regclass, rowcast.name_list(rowcast.lacking(needed.names, published))),
     'The columns of the primary key and of the topics must leave with every row.',
-    format('columns => %L', published || rowcast.lacking(needed.names, published))
+    format('SELECT rowcast.track(%L, columns => %L);', rel::regclass, published || rowcast.lacking(needed.names, published))
   FROM needed WHERE published IS NOT NULL AND NOT published @> needed.names
   UNION ALL
   SELECT '0A000', format('the column %s of %s is of type %s, which cannot be synced',

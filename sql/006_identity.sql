@@ -111,8 +111,9 @@ $$;
 --   action   keep, default, index (an existing one), build (an index) or full; refuse where nothing will do
 --   columns  of the index to build, those of the topics first: full syncs then use it too
 --   why      for the NOTICE, or for the error
+--   mend     where it refuses: what to run
 CREATE OR REPLACE FUNCTION rowcast.choose_identity(rel oid, templates text[], published text[],
-  OUT action text, OUT index oid, OUT columns text[], OUT why text)
+  OUT action text, OUT index oid, OUT columns text[], OUT why text, OUT mend text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   key text[] := rowcast.key_columns(rel);
@@ -152,5 +153,15 @@ BEGIN
       rowcast.name_list(needed), obstacle,
       CASE WHEN rowcast.generated_columns(rel) <> '{}' THEN 'the table has generated columns (from PostgreSQL 18 on)'
         ELSE 'another publication of the table has a column list' END);
+    mend := CASE
+      WHEN nullable <> '{}' THEN format('ALTER TABLE %s %s; then track it again.', rel::regclass,
+        (SELECT string_agg(format('ALTER COLUMN %I SET NOT NULL', name), ', ') FROM unnest(nullable) AS name))
+      WHEN NOT rowcast.others_allow(rel, columns) THEN format('Add the columns %s to the lists of the other publications: %s.',
+        rowcast.name_list(columns), (SELECT rowcast.name_list(array_agg(p.pubname::text))
+          FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+          WHERE r.prrelid = rel AND p.pubname <> 'rowcast'))
+      ELSE format('If their values are short: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s); then track it again.',
+        rel::regclass, rowcast.name_list(columns))
+    END;
   END IF;
 END $$;

@@ -30,17 +30,54 @@ BEGIN
   END IF;
 END $$;
 
--- The fault track would refuse first, as an error.
-CREATE OR REPLACE FUNCTION rowcast.refuse_faults(rel oid, templates text[], published text[]) RETURNS void
+-- Refuses to build an index where that would stop writers for long, or is not allowed.
+CREATE OR REPLACE FUNCTION rowcast.check_build(rel oid, columns text[], why text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  large boolean := rowcast.is_large(rel);
+  space text := (SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = rel);
+  name text := 'rowcast_identity_' || rel;
+BEGIN
+  IF large OR NOT has_schema_privilege(space, 'CREATE') THEN
+    RAISE EXCEPTION 'rowcast.track: % needs an index first', rel::regclass
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+        DETAIL = why || CASE WHEN large THEN ' The table is large: to build one here would stop its writers for long.'
+          ELSE format(' %s may not create one in schema %I.', current_user, space) END,
+        HINT = concat(
+          -- A concurrent build that failed leaves an invalid index behind.
+          CASE WHEN to_regclass(format('%I.%I', space, name)) IS NOT NULL
+            THEN format('DROP INDEX CONCURRENTLY %I.%I; then ', space, name) END,
+          CASE WHEN NOT has_schema_privilege(space, 'CREATE')
+            THEN format('GRANT CREATE ON SCHEMA %I TO %I; then ', space, current_user) END,
+          format('CREATE UNIQUE INDEX CONCURRENTLY %I ON %s (%s); then track it again.',
+            name, rel::regclass, rowcast.name_list(columns)));
+  END IF;
+END $$;
+
+-- How the old row shall carry what is needed, or an error for the first reason against the track.
+CREATE OR REPLACE FUNCTION rowcast.decide(rel oid, templates text[], published text[],
+  OUT action text, OUT index oid, OUT columns text[], OUT why text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   fault record;
+  choice record;
 BEGIN
   SELECT * INTO fault FROM rowcast.faults(rel, templates, published) LIMIT 1;
   IF FOUND THEN
     RAISE EXCEPTION 'rowcast.track: %', fault.message
       USING ERRCODE = fault.state, DETAIL = fault.detail, HINT = fault.hint;
   END IF;
+  choice := rowcast.choose_identity(rel, templates, published);
+  IF choice.action = 'refuse' THEN
+    RAISE EXCEPTION 'rowcast.track: no replica identity of % can carry its key and topic columns', rel::regclass
+      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why, HINT = choice.mend;
+  ELSIF choice.action = 'build' THEN
+    PERFORM rowcast.check_build(rel, choice.columns, choice.why);
+  END IF;
+  action := choice.action;
+  index := choice.index;
+  columns := choice.columns;
+  why := choice.why;
 END $$;
 
 -- The templates as given, or user:{user_id}:<table>. Nothing is ever global by default.
@@ -95,28 +132,6 @@ BEGIN
   PERFORM set_config('lock_timeout', session_timeout, true);
 END $$;
 
--- Refuses to build an index where that would stop writers for long, or is not allowed.
-CREATE OR REPLACE FUNCTION rowcast.check_build(rel oid, columns text[], why text) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-  large boolean := rowcast.is_large(rel);
-  space text := (SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = rel);
-  name text := 'rowcast_identity_' || rel;
-BEGIN
-  IF large OR NOT has_schema_privilege(space, 'CREATE') THEN
-    RAISE EXCEPTION 'rowcast.track: % needs an index first', rel::regclass
-      USING ERRCODE = 'object_not_in_prerequisite_state',
-        DETAIL = why || CASE WHEN large THEN ' The table is large: to build one here would stop its writers for long.'
-          ELSE format(' %s may not create one in schema %I.', current_user, space) END,
-        HINT = concat(
-          -- A concurrent build that failed leaves an invalid index behind.
-          CASE WHEN to_regclass(format('%I.%I', space, name)) IS NOT NULL
-            THEN format('DROP INDEX CONCURRENTLY %I.%I; then ', space, name) END,
-          format('CREATE UNIQUE INDEX CONCURRENTLY %I ON %s (%s); then track it again.',
-            name, rel::regclass, rowcast.name_list(columns)));
-  END IF;
-END $$;
-
 -- Carries a choice of rowcast.choose_identity out, and remembers what was before. Needs the whole lock.
 CREATE OR REPLACE FUNCTION rowcast.apply_identity(rel oid, action text, existing oid, columns text[], why text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -152,10 +167,10 @@ BEGIN
       WHEN 'build' THEN format('the new unique index %I on (%s)', name, rowcast.name_list(columns))
       ELSE format('the unique index %s on (%s)', chosen::regclass, rowcast.name_list(rowcast.index_columns(chosen)))
     END
-    USING DETAIL = why || ' ' || CASE action
-      WHEN 'full' THEN 'Every UPDATE and DELETE now writes the whole old row to the WAL.'
+    USING DETAIL = why || CASE action
+      WHEN 'full' THEN ' Every UPDATE and DELETE now writes the whole old row to the WAL.'
       WHEN 'default' THEN ''
-      ELSE 'An UPDATE that changes these columns, such as a change of owner, takes the stronger row lock FOR UPDATE, '
+      ELSE ' An UPDATE that changes these columns, such as a change of owner, takes the stronger row lock FOR UPDATE, '
         'which waits for foreign key checks on the row.'
     END;
 END $$;
@@ -278,7 +293,7 @@ DECLARE
   published text[];     -- what leaves
   listed text[];        -- the publication's column list
   choice record;
-  locked_for text;
+  planned text;
   concern record;
 BEGIN
   PERFORM rowcast.check_rights(rel, 'track');
@@ -286,29 +301,17 @@ BEGIN
   IF concern.message IS NULL THEN
     templates := rowcast.templates_for(rel, track.topics);
   END IF;
-  PERFORM rowcast.refuse_faults(rel, templates, track.columns);
+  choice := rowcast.decide(rel, templates, track.columns);
   SELECT array_agg(name ORDER BY n) INTO published
     FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n) WHERE name = ANY (track.columns);
-  choice := rowcast.choose_identity(rel, templates, published);
   IF choice.action = 'keep' AND rowcast.is_current(rel, templates, published) THEN
     RETURN templates;
   END IF;
-  locked_for := choice.action;
-  IF choice.action = 'build' THEN
-    PERFORM rowcast.check_build(rel, choice.columns, choice.why);
-  END IF;
-  IF choice.action <> 'refuse' THEN
-    PERFORM rowcast.lock_table(rel, choice.action <> 'keep', 'track');
-    -- What was read before the lock may have changed.
-    PERFORM rowcast.refuse_faults(rel, templates, track.columns);
-    choice := rowcast.choose_identity(rel, templates, published);
-  END IF;
-  IF choice.action = 'refuse' THEN
-    RAISE EXCEPTION 'rowcast.track: no replica identity of % can carry its key and topic columns', rel::regclass
-      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why,
-        HINT = format('SET NOT NULL what may be null; then CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s); and track it again.',
-          rel::regclass, rowcast.name_list(choice.columns));
-  ELSIF locked_for = 'keep' AND choice.action <> 'keep' THEN
+  planned := choice.action;
+  PERFORM rowcast.lock_table(rel, planned <> 'keep', 'track');
+  -- What was read before the lock may have changed.
+  choice := rowcast.decide(rel, templates, track.columns);
+  IF planned = 'keep' AND choice.action <> 'keep' THEN
     RAISE EXCEPTION 'rowcast.track: % was altered at the same moment', rel::regclass
       USING ERRCODE = 'serialization_failure', DETAIL = 'Its replica identity no longer suffices.', HINT = 'Run it again.';
   END IF;

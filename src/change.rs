@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::json::Quoting;
+use crate::json::numbers::Quoting;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::topic::Audience;
@@ -147,15 +147,8 @@ pub struct Shape {
     pub key: Vec<String>,
     /// First segments of the table's topics: whose readers read this table.
     pub scopes: Vec<String>,
-    /// The published columns in their order.
-    pub columns: Vec<ShapeColumn>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShapeColumn {
-    pub name: Arc<str>,
-    /// Where int8 and numeric stand in it.
-    pub quoting: Quoting,
+    /// The published columns in their order, and where int8 and numeric stand in each.
+    pub columns: Vec<(String, Quoting)>,
 }
 
 /// What happened to a row, as one reader sees it.

@@ -22,4 +22,5 @@ pub mod route;
 pub mod sync;
 pub mod timestamp;
 pub mod topic;
+pub mod transport;
 pub mod wal;

@@ -1,7 +1,7 @@
 //! The JSON of a change as devices get it, made once for each way in which it is shown and shared by
 //! all sessions that see it that way.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use super::view::View;
 use crate::change::{Body, Broadcast, Delivery, Operation, RowChange, Shape, Transaction};
 use crate::cursor::{Cursor, Epoch};
 use crate::json;
+use crate::json::numbers::quote_numbers;
 use crate::lsn::Lsn;
 use crate::topic::Audience;
 
@@ -65,7 +66,7 @@ impl Published {
 pub enum Shown<'a> {
     Row(View<'a>),
     /// Under which of its audiences the session reads the table.
-    Truncate(&'a Audience),
+    Truncate(Audience),
     Broadcast,
 }
 
@@ -84,7 +85,7 @@ impl Shown<'_> {
 /// The JSON of one delivery, as docs/PROTOCOL.md has it.
 pub fn frame_of(transaction: &Transaction, delivery: &Delivery, shown: &Shown<'_>, style: FrameStyle) -> Bytes {
     let cursor = Cursor::new(style.epoch, transaction.position(delivery));
-    let mut frame = Frame { out: String::with_capacity(delivery.size() + 320), style };
+    let mut frame = Frame { out: Vec::with_capacity(delivery.size() + 320), style };
     match (&delivery.body, shown) {
         (Body::Row(row), Shown::Row(view)) => frame.row(transaction, row, view, cursor),
         (Body::Truncate(shape), Shown::Truncate(audience)) => frame.truncate(transaction, shape, audience, cursor),
@@ -105,97 +106,96 @@ pub fn timestamp(unix_micros: i64) -> String {
 }
 
 struct Frame {
-    out: String,
+    out: Vec<u8>,
     style: FrameStyle,
 }
 
 impl Frame {
     fn row(&mut self, transaction: &Transaction, row: &RowChange, view: &View<'_>, cursor: Cursor) {
         self.head(view.audience, &row.shape, view.operation);
-        self.out.push_str(",\"key\":");
+        self.put(",\"key\":");
         self.object(&row.key, &row.shape);
-        self.out.push_str(",\"old_record\":");
+        self.put(",\"old_record\":");
         match view.operation {
             Operation::Delete => self.object(&row.key, &row.shape),
-            _ => self.out.push_str("null"),
+            _ => self.put("null"),
         }
-        self.out.push_str(",\"new_record\":");
+        self.put(",\"new_record\":");
         match view.record {
             Some(record) => self.object(record, &row.shape),
-            None => self.out.push_str("null"),
+            None => self.put("null"),
         }
         if !view.unchanged.is_empty() {
-            self.out.push_str(",\"unchanged\":[");
+            self.put(",\"unchanged\":[");
             for (place, column) in view.unchanged.iter().enumerate() {
                 if place > 0 {
-                    self.out.push(',');
+                    self.put(",");
                 }
                 self.string(column);
             }
-            self.out.push(']');
+            self.put("]");
         }
         self.tail(transaction, cursor);
     }
 
     fn truncate(&mut self, transaction: &Transaction, shape: &Shape, audience: &Audience, cursor: Cursor) {
         self.head(audience, shape, Operation::Truncate);
-        self.out.push_str(",\"key\":null,\"old_record\":null,\"new_record\":null");
+        self.put(",\"key\":null,\"old_record\":null,\"new_record\":null");
         self.tail(transaction, cursor);
     }
 
     fn broadcast(&mut self, transaction: &Transaction, broadcast: &Broadcast, cursor: Cursor) {
-        self.out.push_str("{\"type\":\"broadcast\",\"id\":");
+        self.put("{\"type\":\"broadcast\",\"id\":");
         self.string(&broadcast.id);
-        self.out.push_str(",\"topic\":");
+        self.put(",\"topic\":");
         self.string(&format!("{}:{}", broadcast.audience, broadcast.name));
-        self.out.push_str(",\"event\":");
+        self.put(",\"event\":");
         self.string(&broadcast.event);
-        self.out.push_str(",\"payload\":");
-        self.raw(&broadcast.payload);
+        self.put(",\"payload\":");
+        self.out.extend_from_slice(&broadcast.payload);
         let _ = write!(self.out, ",\"cursor\":\"{cursor}\",\"timestamp\":\"{}\"}}", timestamp(transaction.committed_at));
     }
 
     fn head(&mut self, audience: &Audience, shape: &Shape, operation: Operation) {
-        self.out.push_str("{\"type\":\"database_change\",\"topic\":");
+        self.put("{\"type\":\"database_change\",\"topic\":");
         self.string(&format!("{audience}:{}", shape.name));
-        self.out.push_str(",\"schema\":");
+        self.put(",\"schema\":");
         self.string(&shape.schema);
-        self.out.push_str(",\"table\":");
+        self.put(",\"table\":");
         self.string(&shape.table);
-        self.out.push_str(",\"operation\":\"");
-        self.out.push_str(operation.as_str());
-        self.out.push('"');
+        self.put(",\"operation\":\"");
+        self.put(operation.as_str());
+        self.put("\"");
     }
 
     fn tail(&mut self, transaction: &Transaction, cursor: Cursor) {
         let time = timestamp(transaction.committed_at);
-        // Writing to a String cannot fail.
+        // Writing to a Vec cannot fail.
         let _ = write!(self.out, ",\"commit_timestamp\":\"{time}\",\"cursor\":\"{cursor}\",\"last\":{}", self.style.last);
         if let Some(tag) = transaction.tag.as_ref().filter(|_| self.style.own) {
-            self.out.push_str(",\"source_device\":");
+            self.put(",\"source_device\":");
             self.string(&tag.device);
             if let Some(correlation) = &tag.correlation {
-                self.out.push_str(",\"correlation_id\":");
+                self.put(",\"correlation_id\":");
                 self.string(correlation);
             }
         }
-        self.out.push('}');
+        self.put("}");
     }
 
     fn object(&mut self, object: &Bytes, shape: &Shape) {
-        // Our own rendering is well-formed; where it were not, the plain text is the better answer.
-        let quoted = self.style.numbers_as_strings.then(|| shape.quote_numbers(object)).flatten();
-        match quoted {
-            Some(quoted) => self.out.push_str(&quoted),
-            None => self.raw(object),
+        let text = std::str::from_utf8(object).ok().filter(|_| self.style.numbers_as_strings);
+        // Our own rendering is well-formed; if it were not, the plain text is the better answer.
+        if text.is_none_or(|text| quote_numbers(text, &shape.columns, &mut self.out).is_err()) {
+            self.out.extend_from_slice(object);
         }
     }
 
-    fn raw(&mut self, json: &Bytes) {
-        self.out.push_str(&String::from_utf8_lossy(json));
+    fn string(&mut self, value: &str) {
+        json::write_string(value, &mut self.out);
     }
 
-    fn string(&mut self, value: &str) {
-        json::push_string(value, &mut self.out);
+    fn put(&mut self, text: &str) {
+        self.out.extend_from_slice(text.as_bytes());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -12,14 +12,15 @@ use super::error::IngestError;
 use super::poller::Poll;
 use super::progress::Progress;
 use super::schema::Database;
+use super::supervisor::CLOSE_GRACE;
 use crate::change::{Body, Mark, Reason};
 use crate::feed::Feed;
 use crate::log::Append;
 use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::route::{Dropped, LogicalMessage, PREFIX, Router, Tracked};
+use crate::route::{CatalogEffect, CatalogRow, Dropped, LogicalMessage, PREFIX, Router};
 use crate::wal::pgoutput::{self, Message, OldTuple, Tuple};
-use crate::wal::{Frame, ReplicationStream, StandbyStatus};
+use crate::wal::{Frame, Keepalive, ReplicationStream, StandbyStatus, XLogData};
 
 /// Names under which the router's state stands in the log.
 pub(super) const STATE_ROUTER: &str = "router";
@@ -36,6 +37,7 @@ pub(super) struct Driver {
     pub(super) progress: Arc<Progress>,
     pub(super) polls: mpsc::Receiver<Poll>,
     pub(super) tables: watch::Sender<Vec<u32>>,
+    nudge: Arc<Notify>,
     pub(super) part_size: usize,
     pub(super) status_interval: std::time::Duration,
     /// The transaction under way.
@@ -64,6 +66,7 @@ impl Driver {
         progress: Arc<Progress>,
         polls: mpsc::Receiver<Poll>,
         tables: watch::Sender<Vec<u32>>,
+        nudge: Arc<Notify>,
         part_size: usize,
         status_interval: std::time::Duration,
     ) -> Self {
@@ -80,6 +83,7 @@ impl Driver {
             progress,
             polls,
             tables,
+            nudge,
             part_size,
             status_interval,
             assembly: None,
@@ -96,7 +100,7 @@ impl Driver {
     }
 
     /// Runs until the connection fails or `shutdown`; then what is durable was confirmed.
-    pub(super) async fn run(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+    pub(super) async fn run(mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
         self.publish_tables();
         let mut durable = self.feed.log.durable();
         let log = Arc::clone(&self.feed.log);
@@ -127,20 +131,20 @@ impl Driver {
         }
     }
 
-    async fn leave(&mut self) -> Result<(), IngestError> {
+    async fn leave(mut self) -> Result<(), IngestError> {
+        self.feed.log.applied().await?;
         self.feed.log.flush().await?;
         self.report(true).await?;
-        self.stream.close().await?;
-        Ok(())
+        Ok(self.stream.close(CLOSE_GRACE).await?)
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<(), IngestError> {
         match frame {
-            Frame::XLogData { body, .. } => {
+            Frame::XLogData(XLogData { body, .. }) => {
                 let message = pgoutput::decode(body)?;
                 self.message(message).await
             }
-            Frame::Keepalive { wal_end, reply_requested, .. } => {
+            Frame::Keepalive(Keepalive { wal_end, reply_requested, .. }) => {
                 // In the middle of a transaction the server's end says nothing of what was sent.
                 if self.assembly.is_none() && wal_end > self.submitted {
                     self.received = self.received.max(wal_end);
@@ -182,6 +186,8 @@ impl Driver {
             }
             Message::Commit(commit) => self.commit(commit.end_lsn).await,
             Message::Relation(relation) => {
+                // It may tell of DDL; the database says what.
+                self.nudge.notify_one();
                 self.router.relation(relation);
                 Ok(())
             }
@@ -210,7 +216,7 @@ impl Driver {
         if skipped {
             return Ok(());
         }
-        if let Some(columns) = self.catalog_row(relid, new) {
+        if let Some(columns) = self.router.catalog_row(relid, new) {
             return self.catalog_put(&columns, at).await;
         }
         let row = new.iter().collect();
@@ -234,7 +240,7 @@ impl Driver {
             return Ok(());
         }
         let (OldTuple::Key(tuple) | OldTuple::Full(tuple)) = old;
-        if let Some(columns) = self.catalog_row(relid, tuple) {
+        if let Some(columns) = self.router.catalog_row(relid, tuple) {
             return self.catalog_delete(&columns, at).await;
         }
         let row = super::schema::old_row(old);
@@ -257,7 +263,7 @@ impl Driver {
         if skipped {
             return Ok(());
         }
-        if let Some(columns) = self.catalog_row(update.relid, &update.new) {
+        if let Some(columns) = self.router.catalog_row(update.relid, &update.new) {
             return self.catalog_put(&columns, at).await;
         }
         self.update_row(update, index, at).await?;
@@ -375,6 +381,11 @@ impl Driver {
 
     /// A mark replaces the one before it, so it has to reach at least as far; except that the end of a
     /// block takes back a mark without end.
+    /// Where the stream stands.
+    pub(super) fn here(&self) -> Position {
+        self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
+    }
+
     fn never_less(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
         for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
             let reach = self.marks.entry(Arc::clone(&mark.table)).or_insert(mark.upto);
@@ -433,72 +444,28 @@ impl Driver {
         let written = self.received.max(durable);
         debug_assert!(self.confirmed <= durable, "durable never goes back");
         let status = StandbyStatus { written, flushed: durable, applied: durable, reply_requested: false };
-        self.stream.send_status(status).await?;
+        self.stream.send_status(status).await;
         self.confirmed = durable;
         self.progress.set_confirmed(durable);
         self.status_due = now + self.status_interval;
         Ok(())
     }
 
-    /// If `relid` is a table of the catalog: the row's columns by name.
-    fn catalog_row(&self, relid: u32, tuple: &Tuple) -> Option<CatalogRow> {
-        let relation = self.router.announced(relid)?;
-        if relation.namespace != "rowcast" {
-            return None;
-        }
-        let columns = relation.columns.iter().zip(tuple).filter_map(|(column, value)| match value {
-            pgoutput::Value::Text(text) => Some((column.name.clone(), String::from_utf8_lossy(text).into_owned())),
-            _ => None,
-        });
-        Some(CatalogRow { table: relation.name.clone(), columns: columns.collect() })
-    }
-
     async fn catalog_put(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
-        match row.table.as_str() {
-            "tables" => {
-                let tracked = Tracked::from_columns(|name| row.get(name))?;
-                let effect = self.router.put_table(tracked, at);
-                self.catalog_effect(effect, at).await
-            }
-            "settings" => {
-                if let (Some(name), Some(value)) = (row.get("name"), row.get("value")) {
-                    self.router.setting(name, value);
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
+        let effect = self.router.put_row(row, at)?;
+        self.catalog_effect(effect, at).await
     }
 
     async fn catalog_delete(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
-        let relid = row.get("relid").and_then(|relid| relid.parse().ok());
-        match (row.table.as_str(), relid) {
-            ("tables", Some(relid)) => {
-                let effect = self.router.remove_table(relid, at);
-                self.catalog_effect(effect, at).await
-            }
-            _ => Ok(()),
-        }
+        let effect = self.router.delete_row(row, at);
+        self.catalog_effect(effect, at).await
     }
 
-    async fn catalog_effect(&mut self, effect: crate::route::CatalogEffect, at: Position) -> Result<(), IngestError> {
+    async fn catalog_effect(&mut self, effect: CatalogEffect, at: Position) -> Result<(), IngestError> {
         self.assembly()?.marks.extend(effect.marks);
         if let Some(relid) = effect.ask {
             self.ask(relid, at).await?;
         }
         Ok(())
-    }
-}
-
-/// A row of a catalog table, as text.
-#[derive(Debug)]
-struct CatalogRow {
-    table: String,
-    columns: HashMap<String, String>,
-}
-
-impl CatalogRow {
-    fn get(&self, name: &str) -> Option<&str> {
-        self.columns.get(name).map(String::as_str)
     }
 }

@@ -70,7 +70,8 @@ impl Driver {
     /// The question itself. The server hears of us while it lasts.
     async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
         // Taken out, so that the stream can be served while the answer is awaited.
-        let mut database = std::mem::replace(&mut self.database, Database::new(self.database.target.clone()));
+        let spare = Database::new(self.database.target.clone());
+        let mut database = std::mem::replace(&mut self.database, spare);
         let question = async {
             let client = database.client().await?;
             tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)

@@ -8,7 +8,7 @@ use crate::postgres::types::Type;
 /// PostgreSQL's own `MAXDIM`.
 const MAX_DIMENSIONS: usize = 6;
 
-/// What may stand before the next byte.
+/// What stands before the next byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Last {
     Open,
@@ -24,61 +24,67 @@ pub(super) fn write(
     out: &mut Vec<u8>,
     depth: usize,
 ) -> Result<(), ValueError> {
+    let mut elements = Elements { ty: element, delimiter, depth, scratch: Vec::new() };
     let mut at = bounds_end(text)?;
     let mut dimensions = 0;
     let mut last = Last::Delimiter;
-    let mut scratch = Vec::new();
     if text.get(at) != Some(&b'{') {
         return Err(ValueError::expected("an array's opening brace", at));
     }
     loop {
         let byte = *text.get(at).ok_or(ValueError::expected("an array's closing brace", at))?;
-        match byte {
-            b'{' if last != Last::Value && dimensions < MAX_DIMENSIONS => {
+        (last, at) = match (byte, last) {
+            (b'{', Last::Open | Last::Delimiter) if dimensions < MAX_DIMENSIONS => {
                 dimensions += 1;
                 out.push(b'[');
-                last = Last::Open;
-                at += 1;
+                (Last::Open, at + 1)
             }
-            b'}' if last != Last::Delimiter => {
+            (b'}', Last::Open | Last::Value) => {
                 dimensions -= 1;
                 out.push(b']');
-                last = Last::Value;
-                at += 1;
-                if dimensions == 0 {
-                    break;
-                }
+                (Last::Value, at + 1)
             }
-            _ if byte == delimiter && last == Last::Value => {
+            (b'{' | b'}', _) => return Err(ValueError::expected("an element of an array", at)),
+            (_, Last::Value) if byte == delimiter => {
                 out.push(b',');
-                last = Last::Delimiter;
-                at += 1;
+                (Last::Delimiter, at + 1)
             }
-            b'{' | b'}' => return Err(ValueError::expected("an element of an array", at)),
-            _ if last == Last::Value => return Err(ValueError::expected("an array's delimiter", at)),
-            b'"' => {
-                let (value, end) = quoted(text, at, Style::Backslash, &mut scratch)?;
-                write_nested(element, value, out, depth).map_err(|error| error.within(at + 1))?;
-                last = Last::Value;
-                at = end;
-            }
-            _ => {
-                let rest = &text[at..];
-                let length = memchr::memchr2(delimiter, b'}', rest)
-                    .ok_or(ValueError::expected("an array's closing brace", text.len()))?;
-                match &rest[..length] {
-                    b"" => return Err(ValueError::expected("an element of an array", at)),
-                    b"NULL" => out.extend_from_slice(b"null"),
-                    value => {
-                        write_nested(element, value, out, depth).map_err(|error| error.within(at))?;
-                    }
-                }
-                last = Last::Value;
-                at += length;
-            }
+            (_, Last::Value) => return Err(ValueError::expected("an array's delimiter", at)),
+            (_, Last::Open | Last::Delimiter) => (Last::Value, elements.write(text, at, out)?),
+        };
+        if dimensions == 0 {
+            break;
         }
     }
     if at == text.len() { Ok(()) } else { Err(ValueError::expected("the end of an array", at)) }
+}
+
+struct Elements<'a> {
+    ty: &'a Type,
+    delimiter: u8,
+    depth: usize,
+    /// Kept from element to element, so that none allocates.
+    scratch: Vec<u8>,
+}
+
+impl Elements<'_> {
+    /// Writes the element that begins at `at`; returns where it ends.
+    fn write(&mut self, text: &[u8], at: usize, out: &mut Vec<u8>) -> Result<usize, ValueError> {
+        let rest = text.get(at..).unwrap_or_default();
+        if rest.first() == Some(&b'"') {
+            let (value, end) = quoted(text, at, Style::Backslash, &mut self.scratch)?;
+            write_nested(self.ty, value, out, self.depth).map_err(|error| error.within(at + 1))?;
+            return Ok(end);
+        }
+        let length = memchr::memchr2(self.delimiter, b'}', rest)
+            .ok_or(ValueError::expected("an array's closing brace", text.len()))?;
+        match &rest[..length] {
+            b"" => return Err(ValueError::expected("an element of an array", at)),
+            b"NULL" => out.extend_from_slice(b"null"),
+            value => write_nested(self.ty, value, out, self.depth).map_err(|error| error.within(at))?,
+        }
+        Ok(at + length)
+    }
 }
 
 /// `1 2 3`.
@@ -90,16 +96,14 @@ pub(super) fn write_vector(
 ) -> Result<(), ValueError> {
     out.push(b'[');
     let mut at = 0;
-    while at < text.len() || at > 0 {
-        let rest = &text[at..];
-        let length = memchr::memchr(b' ', rest).unwrap_or(rest.len());
-        write_nested(element, &rest[..length], out, depth).map_err(|error| error.within(at))?;
-        at += length;
-        if at == text.len() {
-            break;
+    if !text.is_empty() {
+        for value in text.split(|&byte| byte == b' ') {
+            if at > 0 {
+                out.push(b',');
+            }
+            write_nested(element, value, out, depth).map_err(|error| error.within(at))?;
+            at += value.len() + 1;
         }
-        out.push(b',');
-        at += 1;
     }
     out.push(b']');
     Ok(())

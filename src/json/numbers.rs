@@ -207,3 +207,95 @@ fn find<'c>(columns: &'c [(String, Quoting)], expected: &mut usize, name: &str) 
     *expected = at + 1;
     columns.get(at).map(|column| &column.1)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plan() -> Vec<(String, Quoting)> {
+        let price = Quoting::Fields(vec![
+            ("amount".to_owned(), Quoting::Number),
+            ("currency".to_owned(), Quoting::Nothing),
+        ]);
+        [
+            ("id", Quoting::Number),
+            ("doc", Quoting::Nothing),
+            ("list", Quoting::Elements(Box::new(Quoting::Number))),
+            ("prices", Quoting::Elements(Box::new(price))),
+        ]
+        .map(|(name, quoting)| (name.to_owned(), quoting))
+        .to_vec()
+    }
+
+    fn quote(json: &str) -> Result<String, RecordError> {
+        let mut out = b"before".to_vec();
+        let result = quote_numbers(json, &plan(), &mut out);
+        let out = String::from_utf8(out).unwrap();
+        let json = out.strip_prefix("before").unwrap();
+        result.map(|()| json.to_owned()).inspect_err(|_| assert_eq!(json, ""))
+    }
+
+    #[test]
+    fn only_the_numbers_of_the_plan_are_quoted() {
+        for (json, expected) in [
+            ("{}", "{}"),
+            (r#"{"id":1,"doc": {"id" : [1, 2]} ,"x":3}"#, r#"{"id":"1","doc": {"id" : [1, 2]} ,"x":3}"#),
+            (r#"{"id":null,"list":null}"#, r#"{"id":null,"list":null}"#),
+            (
+                r#"{"id":"NaN","list":["Infinity",-1.5e9,null]}"#,
+                r#"{"id":"NaN","list":["Infinity","-1.5e9",null]}"#,
+            ),
+            (r#"{"list":[[1,null],[[],2]]}"#, r#"{"list":[["1",null],[[],"2"]]}"#),
+            (
+                r#"{"prices":[{"amount":1.50,"currency":"1"},null,{"amount":null,"currency":null}],"id":9}"#,
+                r#"{"prices":[{"amount":"1.50","currency":"1"},null,{"amount":null,"currency":null}],"id":"9"}"#,
+            ),
+        ] {
+            assert_eq!(quote(json).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_plan_follows_the_type() {
+        let of = |oid| Quoting::of(&Type::builtin(oid).unwrap());
+        assert_eq!((of(20), of(1700)), (Quoting::Number, Quoting::Number));
+        assert_eq!(of(1016), Quoting::Elements(Box::new(Quoting::Number)));
+        assert_eq!(
+            (of(23), of(701), of(114), of(1007)),
+            (Quoting::Nothing, Quoting::Nothing, Quoting::Nothing, Quoting::Nothing)
+        );
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        for json in [
+            "",
+            "{",
+            "[",
+            "{\"id\":1",
+            "{\"id\":}",
+            "{\"id\":x}",
+            "{\"id\":1 }",
+            "{\"id\":{}}",
+            "{\"list\":[1}",
+            "{\"list\":[1]]}",
+            "{\"list\":{}}",
+            "{\"list\":[,]}",
+            "{\"prices\":[1]}",
+            "{\"id\":1}x",
+            "{\"id\" :1}",
+        ] {
+            assert!(quote(json).is_err(), "{json}");
+        }
+        assert!(quote(&format!("{{\"list\":{}", "[".repeat(1_000_000))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(json in "(\\{|\\}|\\[|\\]|,|:|null|1|\"id\"|\"list\"|\"prices\"|\"|\\\\|é| ){0,30}") {
+            let _ = quote(&json);
+        }
+    }
+}

@@ -227,3 +227,78 @@ pub(super) fn unescape(string: &str) -> Option<Cow<'_, str>> {
     }
     Some(Cow::Borrowed(string.get(1..string.len().checked_sub(1)?)?))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fields(json: &str) -> Result<Vec<(String, String)>, RecordError> {
+        object_fields(json)
+            .map(|field| field.map(|(name, raw)| (name.into_owned(), raw.to_owned())))
+            .collect()
+    }
+
+    #[test]
+    fn fields_keep_their_raw_text() {
+        let json = r#"{"a":1,"b \"q\"":  {"x" : [1, "}"] } ,"c":"\\\",","d":null}"#;
+        let expected =
+            [("a", "1"), ("b \"q\"", r#"  {"x" : [1, "}"] } "#), ("c", r#""\\\",""#), ("d", "null")];
+        assert_eq!(fields(json).unwrap(), expected.map(|(name, raw)| (name.to_owned(), raw.to_owned())));
+        let mut again = Vec::new();
+        let mut object = ObjectWriter::new(&mut again);
+        for (name, raw) in &fields(json).unwrap() {
+            object.raw(name, raw);
+        }
+        object.end();
+        assert_eq!(String::from_utf8(again).unwrap(), json);
+        assert_eq!(fields("{}"), Ok(vec![]));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_ends_the_fields() {
+        for json in [
+            "",
+            "{",
+            "[]",
+            "{}x",
+            "{,}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1",
+            "{\"a\":1,}",
+            "{\"a\":1}}",
+            "{\"a\":[1}",
+            "{\"a\":\"",
+            "{\"a\\",
+            "{\"\\x\":1}",
+            "{a:1}",
+            "{\"a\":1]",
+        ] {
+            assert!(fields(json).is_err(), "{json}");
+        }
+        let mut damaged = object_fields("{\"a\":1,x");
+        assert!(damaged.next().unwrap().is_ok());
+        assert!(damaged.next().unwrap().is_err());
+        assert!(damaged.next().is_none());
+    }
+
+    #[test]
+    fn newer_values_win_in_the_order_of_the_columns() {
+        let mut out = Vec::new();
+        merge(r#"{"a":1,"c":3}"#, r#"{"c":0,"b":2,"a":0,"x":9}"#, &["a", "b", "c", "none"], &mut out)
+            .unwrap();
+        assert_eq!(out, br#"{"a":1,"b":2,"c":3}"#);
+        assert!(merge("{", "{}", &[], &mut out).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(json in "[{}\\[\\],:\"\\\\a1 é]{0,40}") {
+            for field in object_fields(&json) {
+                let _ = field;
+            }
+        }
+    }
+}

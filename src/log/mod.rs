@@ -11,6 +11,8 @@
 //!
 //! The log knows positions, audiences and tables; it must not know sockets, tokens or grants.
 
+mod fjall;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use crate::cursor::Epoch;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::topic::Audience;
+
+pub use self::fjall::FjallLog;
 
 /// What ingest hands over at once; applied as one atomic batch.
 #[derive(Debug, Clone, Default)]

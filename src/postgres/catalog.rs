@@ -15,8 +15,8 @@ pub const VERSION: i32 = 1;
 /// The oldest server that knows column lists in publications, as `server_version_num`.
 const OLDEST_SERVER: i32 = 150_000;
 
-/// Two installations at once would meet in `CREATE ROLE`; the key is "rowcast" in ASCII.
-const INSTALL_LOCK: i64 = 0x726f_7763_6173_74;
+/// Installations in one database come one after the other. The key is "rowcast" in ASCII.
+const INSTALL_LOCK: i64 = 0x0072_6f77_6361_7374;
 
 /// The files, in order.
 const SCRIPTS: [&str; 9] = [
@@ -56,8 +56,8 @@ pub enum CatalogError {
     Newer { found: i32 },
     #[error("the catalog's version is not a number but {0:?}: was rowcast.settings edited?")]
     NoVersion(Option<String>),
-    #[error("a right is missing: {message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
-    Rights { message: String, hint: Option<String>, source: tokio_postgres::Error },
+    #[error("a right is missing: {message} ({hint})")]
+    Rights { message: String, hint: String, source: tokio_postgres::Error },
     #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
     Refused { message: String, hint: Option<String>, source: tokio_postgres::Error },
     #[error("the database did not answer")]
@@ -71,11 +71,12 @@ impl From<tokio_postgres::Error> for CatalogError {
             Some(detail) => format!("{}: {detail}", error.message()),
             None => error.message().to_owned(),
         };
-        let hint = error.hint().map(str::to_owned);
+        let hint = error.hint();
         if *error.code() == SqlState::INSUFFICIENT_PRIVILEGE {
-            CatalogError::Rights { message, hint, source }
+            let hint = hint.unwrap_or("use a superuser or, once it is installed, a member of rowcast_owner");
+            CatalogError::Rights { message, hint: hint.to_owned(), source }
         } else {
-            CatalogError::Refused { message, hint, source }
+            CatalogError::Refused { message, hint: hint.map(str::to_owned), source }
         }
     }
 }

@@ -11,8 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use super::types::{self, TypeError};
-use crate::json::Type;
+use super::types::{self, Type, TypeError};
 use crate::lsn::Lsn;
 
 /// A table as the database describes it at one moment.

@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::template::{Template, TemplateError};
 use crate::topic::Pattern;
+use crate::wal::pgoutput::{Relation, Tuple, Value};
+
+/// Where the catalog lives.
+const SCHEMA: &str = "rowcast";
 
 /// One row of `rowcast.tables`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +94,31 @@ impl Catalog {
             Some(old) => CatalogChange::Untracked(old),
             None => CatalogChange::Nothing,
         }
+    }
+}
+
+/// A row of one of the catalog's own tables, as it came in the stream.
+#[derive(Debug)]
+pub struct CatalogRow {
+    pub(super) table: String,
+    columns: HashMap<String, String>,
+}
+
+impl CatalogRow {
+    /// `None` where the relation is not one of the catalog's.
+    pub(super) fn of(relation: &Relation, tuple: &Tuple) -> Option<Self> {
+        if relation.namespace != SCHEMA {
+            return None;
+        }
+        let columns = relation.columns.iter().zip(tuple).filter_map(|(column, value)| match value {
+            Value::Text(text) => Some((column.name.clone(), String::from_utf8_lossy(text).into_owned())),
+            _ => None,
+        });
+        Some(CatalogRow { table: relation.name.clone(), columns: columns.collect() })
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.columns.get(name).map(String::as_str)
     }
 }
 

@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 use crate::change::{Mark, Reason, Shape};
 use crate::position::Position;
 use crate::postgres::tables::{TableFetch, TableInfo};
-use crate::wal::pgoutput::Relation;
+use crate::wal::pgoutput::{Relation, Tuple};
 
-pub use catalog::{Catalog, CatalogChange, CatalogRowError, Tracked};
+pub use catalog::{Catalog, CatalogChange, CatalogRow, CatalogRowError, Tracked};
 pub use message::{Dropped, LogicalMessage, PREFIX, Secret};
 pub use plan::{Plan, PlanError};
 pub use row::{Debt, OldRow, Owed, Row, RowError, Supplied, Update};
@@ -191,22 +191,58 @@ impl Router {
         reason.map(|reason| mark(&tracked, upto, reason))
     }
 
-    /// A row of `rowcast.tables` that was written at `at`.
-    pub fn put_table(&mut self, tracked: Tracked, at: Position) -> CatalogEffect {
-        let change = self.state.catalog.put(tracked);
-        self.catalog_changed(change, at)
+    /// If `relid` is a table of the catalog: the row that came of it.
+    pub fn catalog_row(&self, relid: u32, tuple: &Tuple) -> Option<CatalogRow> {
+        CatalogRow::of(self.relations.get(&relid)?, tuple)
     }
 
-    /// A row of `rowcast.tables` that was deleted at `at`.
-    pub fn remove_table(&mut self, relid: u32, at: Position) -> CatalogEffect {
-        let change = self.state.catalog.remove(relid);
-        self.catalog_changed(change, at)
+    /// A row of the catalog that was written at `at`.
+    pub fn put_row(&mut self, row: &CatalogRow, at: Position) -> Result<CatalogEffect, CatalogRowError> {
+        match row.table.as_str() {
+            "tables" => {
+                let change = self.state.catalog.put(Tracked::from_columns(|name| row.get(name))?);
+                Ok(self.catalog_changed(change, at))
+            }
+            "settings" => {
+                if let (Some(name), Some(value)) = (row.get("name"), row.get("value")) {
+                    self.state.secret.setting(name, value);
+                    self.changed = true;
+                }
+                Ok(CatalogEffect::default())
+            }
+            _ => Ok(CatalogEffect::default()),
+        }
     }
 
-    /// A row of `rowcast.settings`.
-    pub fn setting(&mut self, name: &str, value: &str) {
-        self.state.secret.setting(name, value);
-        self.changed = true;
+    /// A row of the catalog that was deleted at `at`.
+    pub fn delete_row(&mut self, row: &CatalogRow, at: Position) -> CatalogEffect {
+        let relid = row.get("relid").and_then(|relid| relid.parse().ok());
+        match (row.table.as_str(), relid) {
+            ("tables", Some(relid)) => {
+                let change = self.state.catalog.remove(relid);
+                self.catalog_changed(change, at)
+            }
+            _ => CatalogEffect::default(),
+        }
+    }
+
+    /// A change of the stream before the log's beginning, where only the catalog counts and nobody has
+    /// copies that a mark could be for.
+    pub fn before_beginning(&mut self, relid: u32, tuple: &Tuple, deleted: bool) -> Result<(), CatalogRowError> {
+        if let Some(row) = self.catalog_row(relid, tuple) {
+            if deleted {
+                self.delete_row(&row, Position::ZERO);
+            } else {
+                self.put_row(&row, Position::ZERO)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of a table up to here are of a shape that nobody knows any more.
+    pub fn leave_out(&mut self, relid: u32, upto: Position) {
+        self.unreadable.insert(relid, upto);
+        self.plans.remove(&relid);
     }
 
     fn catalog_changed(&mut self, change: CatalogChange, at: Position) -> CatalogEffect {

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use super::catalog::Tracked;
 use super::template::Template;
-use crate::change::{Shape, ShapeColumn};
-use crate::json::{self, Quoting, Type};
+use crate::change::Shape;
+use crate::json::numbers::Quoting;
+use crate::json;
 use crate::postgres::tables::TableInfo;
+use crate::postgres::types::Type;
 use crate::wal::pgoutput::{ReplicaIdentity, Relation};
 
 /// How to read the tuples of a relation.
@@ -100,7 +102,7 @@ impl Plan {
             columns: columns
                 .iter()
                 .filter(|c| c.published)
-                .map(|c| ShapeColumn { name: Arc::clone(&c.name), quoting: Quoting::of(&c.ty) })
+                .map(|c| (c.name.to_string(), Quoting::of(&c.ty)))
                 .collect(),
         });
         Ok(Plan { shape, columns, key, templates, full_identity })

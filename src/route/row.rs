@@ -101,7 +101,7 @@ impl Plan {
         Ok(Some(self.change(self.key(old.row())?, None, memberships(&audiences, &[]))))
     }
 
-    pub fn update(&self, old: Option<&OldRow<'_>>, new: &Row<'_>, debt: &Debt) -> Result<Update, RowError> {
+    pub fn update<'a>(&self, old: Option<&OldRow<'a>>, new: &Row<'a>, debt: &Debt) -> Result<Update, RowError> {
         self.check(new)?;
         let mut new = new.clone();
         if let Some(old) = old {
@@ -156,7 +156,7 @@ impl Plan {
     }
 
     /// Those to whom an UPDATE that owes values is new: after it, and not before it or under another key.
-    pub fn newly(&self, old: Option<&OldRow<'_>>, new: &Row<'_>) -> Result<Vec<Audience>, RowError> {
+    pub fn newly<'a>(&self, old: Option<&OldRow<'a>>, new: &Row<'a>) -> Result<Vec<Audience>, RowError> {
         let Some(old) = old else { return Ok(Vec::new()) };
         let before = self.audiences(old.row())?;
         let mut new = new.clone();
@@ -212,7 +212,7 @@ impl Plan {
             Value::Text(text) => match std::str::from_utf8(text) {
                 Ok(text) => Ok(Some(text)),
                 Err(error) => {
-                    let source = ValueError::not_utf8(error.valid_up_to());
+                    let source = ValueError::Encoding { offset: error.valid_up_to() };
                     Err(RowError::Value { column: name(), source })
                 }
             },

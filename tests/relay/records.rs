@@ -15,7 +15,7 @@ const PIN: &str = "SET client_encoding='UTF8'; SET datestyle='ISO'; SET interval
 /// Compares every value, alone and within arrays and composites. Returns how many were compared.
 ///
 /// `client` is a superuser's connection to an empty database.
-pub async fn check_records(client: &Client) -> usize {
+pub(crate) async fn check_records(client: &Client) -> usize {
     client.batch_execute(SETUP).await.unwrap();
     let mut compared = 0;
     for (number, (ty, expressions)) in VALUES.iter().enumerate() {
@@ -101,6 +101,7 @@ fn check_row(columns: &[(String, &Type)], row: &SimpleQueryRow) {
     quote_numbers(&written, &plan, &mut quoted).unwrap();
     let quoted = String::from_utf8(quoted).unwrap();
     serde_json::from_str::<serde::de::IgnoredAny>(&quoted).unwrap();
+    assert_eq!(quoted.replace('"', ""), written.replace('"', ""));
     if plan.iter().all(|(_, quoting)| quoting.is_nothing()) {
         assert_eq!(quoted, written);
     }
@@ -111,17 +112,38 @@ fn check_row(columns: &[(String, &Type)], row: &SimpleQueryRow) {
 }
 
 /// Types that cannot be written are known before a row of them arrives. Run after [`check_records`].
-pub async fn check_refused(client: &Client) {
+pub(crate) async fn check_refused(client: &Client) {
     for name in REFUSED {
         let oid: u32 = client.query_one("SELECT $1::text::regtype::oid", &[name]).await.unwrap().get(0);
         let types = types::load(client, &[oid]).await.unwrap();
         assert!(types[&oid].unsupported().is_some(), "{name}");
     }
     assert!(types::load(client, &[4_000_000_000]).await.unwrap().is_empty());
+    check_too_complex(client, "deep", types::MAX_DEPTH + 10, "p PREV").await;
+    let wide = (0..10).map(|field| format!("p{field} PREV")).collect::<Vec<_>>().join(", ");
+    check_too_complex(client, "wide", 5, &wide).await;
+}
+
+/// Composites of composites, each with `fields` of the one before: the last is refused, the first is not.
+async fn check_too_complex(client: &Client, name: &str, levels: usize, fields: &str) {
+    let mut sql = format!("CREATE TYPE public.{name}0 AS (a int, b text[]);");
+    for level in 1..=levels {
+        let fields = fields.replace("PREV", &format!("public.{name}{}", level - 1));
+        writeln!(sql, "CREATE TYPE public.{name}{level} AS ({fields});").unwrap();
+    }
+    client.batch_execute(&sql).await.unwrap();
+    let mut refused = Vec::new();
+    for level in [0, levels] {
+        let name = format!("public.{name}{level}");
+        let oid: u32 = client.query_one("SELECT $1::text::regtype::oid", &[&name]).await.unwrap().get(0);
+        let types = types::load(client, &[oid]).await.unwrap();
+        refused.push(types[&oid].unsupported().map(|(_, why)| why));
+    }
+    assert_eq!(refused, [None, Some(types::Unsupported::TooComplex)]);
 }
 
 /// The built-in types are what this server's catalog says, and every type of it resolves.
-pub async fn check_builtin(client: &Client) {
+pub(crate) async fn check_builtin(client: &Client) {
     let all = client
         .query(
             "SELECT t.oid, 'pg_catalog.' || quote_ident(coalesce(e.typname, t.typname))

@@ -2,7 +2,7 @@
 //! in arrays, in composites and in arrays of composites.
 
 /// Run once, by a superuser, before the values; needs the extensions hstore and citext.
-pub const SETUP: &str = r#"
+pub(crate) const SETUP: &str = r#"
 CREATE EXTENSION IF NOT EXISTS hstore;
 CREATE EXTENSION IF NOT EXISTS citext;
 CREATE SCHEMA "odd schema";
@@ -25,6 +25,7 @@ CREATE TYPE public.float_range AS RANGE (subtype = float8, subtype_diff = float8
 CREATE TYPE public.text_range AS RANGE (subtype = text, collation = "C");
 CREATE TABLE public.as_type (a int, b bool, c date);
 CREATE DOMAIN public.hstore_domain AS hstore;
+CREATE TYPE "odd schema".hstore AS ENUM ('not the extension''s');
 CREATE TYPE public.castable AS ENUM ('x');
 CREATE FUNCTION public.castable_to_json(public.castable) RETURNS json LANGUAGE sql AS $$ SELECT '1'::json $$;
 CREATE CAST (public.castable AS json) WITH FUNCTION public.castable_to_json(public.castable);
@@ -38,7 +39,7 @@ CREATE TYPE public.reg_holder AS (a text, b regclass);
 "#;
 
 /// Types that must be refused, although Postgres allows them as columns.
-pub const REFUSED: &[&str] = &[
+pub(crate) const REFUSED: &[&str] = &[
     "regproc",
     "regprocedure",
     "regoper",
@@ -117,7 +118,7 @@ const JSONS: &[&str] = &[
 const BITS: &[&str] = &["B'101'", "B'000'"];
 
 /// Type, expressions. Each expression is cast to its type.
-pub const VALUES: &[(&str, &[&str])] = &[
+pub(crate) const VALUES: &[(&str, &[&str])] = &[
     ("bool", &["true", "false"]),
     ("int2", &["0", "-32768", "32767"]),
     ("int4", &["0", "-2147483648", "2147483647", "7"]),
@@ -305,6 +306,7 @@ pub const VALUES: &[(&str, &[&str])] = &[
             "hstore(ARRAY['a=>b', ', ', 'ünï 😀'], ARRAY['=>', ', ', 'ü'])",
         ],
     ),
+    ("\"odd schema\".hstore", &["'not the extension''s'"]),
     ("public.hstore_domain", &["'a=>1, b=>NULL'"]),
     (
         "public.mood",

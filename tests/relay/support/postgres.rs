@@ -194,7 +194,8 @@ async fn template() -> PathBuf {
     let account = Account::choose().unwrap();
     let template = base.join(format!("template-{version}-{}-r{TEMPLATE_REVISION}", account.name()));
     let lock = File::create(base.join("template.lock")).unwrap();
-    lock.lock().unwrap();
+    // On a thread of its own: who holds the lock may be another task of this one.
+    let _lock = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.unwrap().unwrap();
     if !template.exists() {
         let unfinished = base.join("template-unfinished");
         let _ = fs::remove_dir_all(&unfinished);

@@ -1,0 +1,299 @@
+//! Going on with a log, or beginning a new one: a new epoch.
+//!
+//! The decision is pure ([`decide`]): it compares what the log remembers with what the server says. A
+//! log is opened so that nothing can fall between its beginning and what devices sync: the slot first,
+//! then a wait until every transaction that ran then is over, then the catalog, then a fence; the fence
+//! is the oldest cursor (DESIGN: a new slot misses what commits while it is made).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use super::PUBLICATION;
+use super::error::IngestError;
+use crate::lsn::Lsn;
+use crate::postgres::tables;
+use crate::route::{Router, RouterState, Tracked};
+use crate::wal::TimelineSwitch;
+
+/// Name under which [`Identity`] stands in the log.
+pub(super) const STATE_IDENTITY: &str = "identity";
+
+/// Whose history a log holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub system_id: u64,
+    pub database: String,
+    pub slot: String,
+    pub timeline: u32,
+    /// The publication's oid: one made again is another one.
+    pub publication: u32,
+}
+
+/// What the server says before streaming begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub identity: Identity,
+    /// How far the server's history reaches.
+    pub server_end: Lsn,
+    /// The server's timelines before its present one.
+    pub switches: Vec<TimelineSwitch>,
+    pub slot: Option<FoundSlot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundSlot {
+    pub confirmed: Option<Lsn>,
+    pub lost: bool,
+    pub active_pid: Option<i32>,
+    /// Made by someone else for something else.
+    pub foreign: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    Resume,
+    Begin(NewEpoch),
+}
+
+/// Why a log cannot be gone on with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NewEpoch {
+    #[error("there is no log yet")]
+    NoLog,
+    #[error("the log belongs to another database or slot")]
+    OtherDatabase,
+    #[error("the replication slot is gone")]
+    SlotGone,
+    #[error("the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed")]
+    SlotLost,
+    #[error("the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something")]
+    Gap { confirmed: Lsn, end: Lsn },
+    #[error("the publication was dropped and made again")]
+    PublicationChanged,
+    #[error("the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits")]
+    HistoryLost { server_end: Lsn, end: Lsn },
+    #[error("the server moved to another timeline at {switch_point}, before the log's end at {end}")]
+    TimelineSwitched { switch_point: Lsn, end: Lsn },
+}
+
+/// `log`: whose history the log holds, and its end (what readers may have seen).
+pub fn decide(log: Option<(&Identity, Lsn)>, found: &Found) -> Decision {
+    match reason(log, found) {
+        None => Decision::Resume,
+        Some(reason) => Decision::Begin(reason),
+    }
+}
+
+fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
+    let Some((known, end)) = log else { return Some(NewEpoch::NoLog) };
+    let now = &found.identity;
+    if (known.system_id, &known.database, &known.slot) != (now.system_id, &now.database, &now.slot) {
+        return Some(NewEpoch::OtherDatabase);
+    }
+    if known.timeline != now.timeline {
+        let switch = found.switches.iter().find(|switch| switch.timeline == known.timeline);
+        let switch_point = switch.map_or(Lsn::ZERO, |switch| switch.switch_point);
+        if switch_point < end {
+            return Some(NewEpoch::TimelineSwitched { switch_point, end });
+        }
+    }
+    if found.server_end < end {
+        return Some(NewEpoch::HistoryLost { server_end: found.server_end, end });
+    }
+    if known.publication != now.publication {
+        return Some(NewEpoch::PublicationChanged);
+    }
+    match &found.slot {
+        None => Some(NewEpoch::SlotGone),
+        Some(slot) if slot.lost => Some(NewEpoch::SlotLost),
+        Some(FoundSlot { confirmed: Some(confirmed), .. }) if *confirmed > end => {
+            Some(NewEpoch::Gap { confirmed: *confirmed, end })
+        }
+        Some(_) => None,
+    }
+}
+
+/// Checks what has to be right on the server, and reads what [`decide`] needs of it.
+pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<FoundSlot>), IngestError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.current_setting('server_version_num')::int4, pg_catalog.current_setting('wal_level'),
+                    pg_catalog.pg_is_in_recovery(), pg_catalog.current_user()::text,
+                    (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+                    (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1),
+                    pg_catalog.to_regclass('rowcast.tables') IS NOT NULL,
+                    pg_catalog.current_database()::text",
+            &[&PUBLICATION],
+        )
+        .await?;
+    if row.get::<_, i32>(0) < 150_000 {
+        return Err(IngestError::setup("the server is older than PostgreSQL 15", "rowcast needs PostgreSQL 15 or later"));
+    }
+    if row.get::<_, String>(1) != "logical" {
+        return Err(IngestError::setup(
+            format!("wal_level is {}", row.get::<_, String>(1)),
+            "run ALTER SYSTEM SET wal_level = 'logical' and restart PostgreSQL",
+        ));
+    }
+    if row.get::<_, bool>(2) {
+        return Err(IngestError::setup("the server is a standby", "connect rowcast to the primary"));
+    }
+    let user: String = row.get(3);
+    if !row.get::<_, bool>(4) {
+        return Err(IngestError::setup(
+            format!("the role {user} may not replicate"),
+            format!("run ALTER ROLE {user} REPLICATION, or connect as a role that has it"),
+        ));
+    }
+    let database: String = row.get(7);
+    let Some(publication) = row.get::<_, Option<u32>>(5) else {
+        return Err(IngestError::setup(
+            format!("the publication {PUBLICATION} is missing in the database {database}"),
+            "run rowcast init with the same --database-url as a role that may create schemas and roles",
+        ));
+    };
+    if !row.get::<_, bool>(6) {
+        return Err(IngestError::setup(
+            format!("the schema rowcast is missing in the database {database}, or the role {user} may not use it"),
+            "run rowcast init, and GRANT rowcast_relay to the relay's role",
+        ));
+    }
+    let row = client
+        .query_opt(
+            "SELECT confirmed_flush_lsn::text, wal_status = 'lost', active_pid, plugin::text, database::text
+             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            &[&slot],
+        )
+        .await?;
+    let slot = row.map(|row| {
+        let (plugin, of): (Option<String>, Option<String>) = (row.get(3), row.get(4));
+        let ours = plugin.as_deref() == Some("pgoutput") && of.as_deref() == Some(&database);
+        FoundSlot {
+            confirmed: row.get::<_, Option<&str>>(0).and_then(|lsn| lsn.parse().ok()),
+            lost: row.get::<_, Option<bool>>(1).unwrap_or(false),
+            active_pid: row.get(2),
+            foreign: (!ours).then(|| format!("plugin {plugin:?}, database {of:?}")),
+        }
+    });
+    Ok((publication, slot))
+}
+
+/// Waits until every transaction that runs now is over, also those that have committed and are not yet
+/// visible because a synchronous standby has not answered.
+pub(super) async fn settle(client: &Client) -> Result<(), IngestError> {
+    let snapshot = "SELECT pg_catalog.pg_snapshot_xmin(s)::text::int8, pg_catalog.pg_snapshot_xmax(s)::text::int8
+                    FROM pg_catalog.pg_current_snapshot() s";
+    let bounds = async || client.query_one(snapshot, &[]).await.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
+    let (mut xmin, xmax) = bounds().await?;
+    let mut told = false;
+    while xmin < xmax {
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!("waiting for transactions that were open when the slot was made; long ones hold this up");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        xmin = bounds().await?.0;
+    }
+    Ok(())
+}
+
+/// The catalog as it is, with what the database says of its tables.
+pub(super) async fn read_catalog(client: &Client) -> Result<RouterState, IngestError> {
+    let mut state = RouterState::default();
+    let rows = client
+        .query(
+            "SELECT relid::text, schema_name, table_name, topics::text, columns::text, generation::text FROM rowcast.tables",
+            &[],
+        )
+        .await?;
+    const NAMES: [&str; 6] = ["relid", "schema_name", "table_name", "topics", "columns", "generation"];
+    for row in &rows {
+        let tracked = Tracked::from_columns(|name| {
+            let place = NAMES.iter().position(|known| *known == name)?;
+            row.get::<_, Option<&str>>(place)
+        })?;
+        state.catalog.put(tracked);
+    }
+    for row in client.query("SELECT name, value FROM rowcast.settings", &[]).await? {
+        state.secret.setting(row.get(0), row.get(1));
+    }
+    let mut router = Router::new(state);
+    let relids: Vec<u32> = router.catalog().tables().map(|tracked| tracked.relid).collect();
+    for relid in relids {
+        let fetch = tables::fetch(client, PUBLICATION, relid).await?;
+        // Copies cannot be older than the log that is about to begin.
+        router.learn(relid, fetch, crate::position::Position::ZERO);
+    }
+    Ok(router.state().clone())
+}
+
+/// Commits a fence, and gives a time that no commit before it is later than.
+pub(super) async fn fence(client: &mut Client, id: &str) -> Result<i64, IngestError> {
+    let transaction = client.transaction().await?;
+    // A standby that does not answer must not hold this up.
+    transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+    transaction.query_one("SELECT rowcast.fence($1)", &[&id]).await?;
+    transaction.commit().await?;
+    let row = client
+        .query_one("SELECT (EXTRACT(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::int8", &[])
+        .await?;
+    Ok(row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(timeline: u32) -> Identity {
+        Identity { system_id: 7, database: "app".into(), slot: "rowcast".into(), timeline, publication: 3 }
+    }
+
+    fn found() -> Found {
+        let slot = FoundSlot { confirmed: Some(Lsn::new(90)), lost: false, active_pid: None, foreign: None };
+        Found { identity: identity(1), server_end: Lsn::new(200), switches: Vec::new(), slot: Some(slot) }
+    }
+
+    fn decided(change: impl FnOnce(&mut Found)) -> Decision {
+        let mut found = found();
+        change(&mut found);
+        decide(Some((&identity(1), Lsn::new(100))), &found)
+    }
+
+    #[test]
+    fn an_unbroken_history_goes_on() {
+        assert_eq!(decided(|_| {}), Decision::Resume);
+        assert_eq!(decided(|found| found.server_end = Lsn::new(100)), Decision::Resume);
+        let confirmed = |lsn| move |found: &mut Found| found.slot.as_mut().unwrap_or_else(|| panic!()).confirmed = Some(Lsn::new(lsn));
+        assert_eq!(decided(confirmed(100)), Decision::Resume);
+        let gap = NewEpoch::Gap { confirmed: Lsn::new(101), end: Lsn::new(100) };
+        assert_eq!(decided(confirmed(101)), Decision::Begin(gap));
+    }
+
+    #[test]
+    fn a_broken_history_begins_anew() {
+        let begins = |change: fn(&mut Found)| match decided(change) {
+            Decision::Begin(why) => why,
+            Decision::Resume => panic!("resumed"),
+        };
+        assert_eq!(decide(None, &found()), Decision::Begin(NewEpoch::NoLog));
+        assert_eq!(begins(|found| found.identity.system_id = 8), NewEpoch::OtherDatabase);
+        assert_eq!(begins(|found| found.slot = None), NewEpoch::SlotGone);
+        assert_eq!(begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true), NewEpoch::SlotLost);
+        assert_eq!(begins(|found| found.identity.publication = 4), NewEpoch::PublicationChanged);
+        assert!(matches!(begins(|found| found.server_end = Lsn::new(99)), NewEpoch::HistoryLost { .. }));
+    }
+
+    #[test]
+    fn a_timeline_counts_by_its_switch_point() {
+        let promoted = |at| {
+            move |found: &mut Found| {
+                found.identity.timeline = 2;
+                found.switches = vec![TimelineSwitch { timeline: 1, switch_point: Lsn::new(at) }];
+            }
+        };
+        assert_eq!(decided(promoted(100)), Decision::Resume);
+        assert!(matches!(decided(promoted(99)), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
+        assert!(matches!(decided(|found| found.identity.timeline = 2), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
+    }
+}

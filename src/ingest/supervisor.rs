@@ -1,0 +1,365 @@
+//! Keeps ingest going: connects, goes on with the log or begins a new one, streams, and starts over
+//! after any failure, with growing pauses and without end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::driver::{Driver, STATE_ROUTER, STATE_SHAPES};
+use super::error::IngestError;
+use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
+use super::poller::Poller;
+use super::progress::{Progress, State};
+use super::schema::Database;
+use super::{IngestOptions, PUBLICATION};
+use crate::cursor::Epoch;
+use crate::feed::Feed;
+use crate::log::{Beginning, FjallLog, Log};
+use crate::lsn::Lsn;
+use crate::route::{LogicalMessage, PREFIX, Router, RouterState};
+use crate::timestamp::PgTimestamp;
+use crate::wal::pgoutput::{self, Message};
+use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long an orderly end may take to be acknowledged by the server.
+pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// The ingest stage, as a task.
+#[derive(Debug)]
+pub struct Ingest {
+    options: IngestOptions,
+    feed: watch::Sender<Option<Arc<Feed>>>,
+    progress: Arc<Progress>,
+    /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
+    streamed: bool,
+}
+
+/// Everything that one connection needs.
+struct Connected {
+    connection: ReplicationConnection,
+    database: Database,
+    found: Found,
+}
+
+impl Ingest {
+    /// The log that is already there serves readers at once, before the database is reached.
+    pub fn new(options: IngestOptions) -> Result<(Self, watch::Receiver<Option<Arc<Feed>>>), IngestError> {
+        let feed = match FjallLog::open(&options.log)? {
+            Some(log) => Some(resumed_feed(log)?),
+            None => None,
+        };
+        let (feed, receiver) = watch::channel(feed);
+        Ok((Ingest { options, feed, progress: Arc::default(), streamed: false }, receiver))
+    }
+
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Runs until `shutdown`; then everything durable was confirmed to the server. Fails only with what
+    /// nobody can wait out: a dead log, or before the first stream a mistake in the setup.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let streamed_before = std::mem::replace(&mut self.streamed, false);
+            let result = self.connect_and_stream(&shutdown).await;
+            let streamed_now = self.streamed;
+            self.streamed |= streamed_before;
+            if shutdown.is_cancelled() {
+                return result.or_else(|error| {
+                    tracing::warn!(%error, "the last position could not be confirmed; the server will send again what follows the one before");
+                    Ok(())
+                });
+            }
+            let Err(error) = result else { continue };
+            if matches!(error, IngestError::Log(_)) || (!self.streamed && !error.is_transient()) {
+                return Err(error);
+            }
+            if streamed_now {
+                pause = BACKOFF_MIN;
+            }
+            self.progress.set_state(State::Failed(error.to_string().into()));
+            metrics::counter!("rowcast_ingest_failures_total").increment(1);
+            let wait = match error {
+                // The one who has it may go at any time, and taking over should be quick.
+                IngestError::SlotInUse { .. } | IngestError::PublicationChanged => Duration::from_millis(500),
+                _ => pause.mul_f64(rand::random_range(0.0..1.0)).max(Duration::from_millis(20)),
+            };
+            if error.is_transient() {
+                tracing::warn!(%error, cause = error_chain(&error), retry_in = ?wait, "ingest was interrupted");
+            } else {
+                tracing::error!(%error, cause = error_chain(&error), retry_in = ?wait, "ingest has stopped; it goes on when this is mended");
+            }
+            pause = (pause * 2).min(BACKOFF_MAX);
+            shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
+        }
+    }
+
+    async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        self.progress.set_state(State::Connecting);
+        let connecting = self.connect();
+        let Some(connected) = shutdown.run_until_cancelled(connecting).await else { return Ok(()) };
+        let connected = connected?;
+        let known = match &*self.feed.borrow() {
+            Some(feed) => {
+                let identity: Option<Identity> = read_state(feed, STATE_IDENTITY)?;
+                identity.map(|identity| (identity, feed.watermark().lsn))
+            }
+            None => None,
+        };
+        self.progress.restart_server_end(connected.found.server_end);
+        let decision = opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let (feed, router, stream, database) = match decision {
+            Decision::Resume => self.resume(connected).await?,
+            Decision::Begin(why) => {
+                let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
+                begun
+            }
+        };
+        self.stream(feed, router, stream, database, shutdown).await
+    }
+
+    async fn connect(&self) -> Result<Connected, IngestError> {
+        let mut database = Database::new(self.options.target.clone());
+        let client = database.client().await?;
+        let (publication, slot) = opening::look(client, &self.options.slot).await?;
+        let mut connection = ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
+        let system = connection.identify_system().await?;
+        let switches =
+            if system.timeline > 1 { connection.timeline_history(system.timeline).await? } else { Vec::new() };
+        let identity = Identity {
+            system_id: system.system_id,
+            database: system.dbname,
+            slot: self.options.slot.clone(),
+            timeline: system.timeline,
+            publication,
+        };
+        let found = Found { identity, server_end: system.xlogpos, switches, slot };
+        if let Some(FoundSlot { foreign: Some(foreign), .. }) = &found.slot {
+            return Err(IngestError::setup(
+                format!("the replication slot {} belongs to something else ({foreign})", self.options.slot),
+                "name another one with --slot",
+            ));
+        }
+        if let Some(FoundSlot { active_pid: Some(pid), .. }) = found.slot {
+            return Err(IngestError::SlotInUse { slot: self.options.slot.clone(), pid });
+        }
+        Ok(Connected { connection, database, found })
+    }
+
+    /// Goes on where the log ends.
+    async fn resume(
+        &self,
+        connected: Connected,
+    ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
+        let Some(feed) = self.feed.borrow().clone() else { return Err(IngestError::Protocol("no log to go on with")) };
+        // The router's state belongs to the position that readers see: everything accepted is applied.
+        feed.log.applied().await?;
+        feed.log.flush().await?;
+        let identity = serde_json::to_vec(&connected.found.identity)?;
+        let append = crate::log::Append {
+            state: vec![(STATE_IDENTITY.to_owned(), Some(identity))],
+            ..crate::log::Append::default()
+        };
+        if feed.log.submit(append)?.is_err() {
+            return Err(IngestError::Protocol("an empty queue refused an append"));
+        }
+        let router = restored_router(&feed)?;
+        let from = *feed.log.durable().borrow();
+        tracing::info!(epoch = %feed.epoch, from = %from, "going on with the log");
+        let stream = connected.connection.start_replication(&self.options.slot, from, PUBLICATION).await?;
+        Ok((feed, router, stream, connected.database))
+    }
+
+    /// A new slot and a new log.
+    async fn begin(
+        &mut self,
+        mut connected: Connected,
+        why: &NewEpoch,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        self.progress.set_state(State::Opening);
+        if *why == NewEpoch::NoLog && connected.found.slot.is_none() {
+            tracing::info!("beginning a log");
+        } else {
+            tracing::error!(%why, "a new epoch begins: every device has to sync in full");
+            metrics::counter!("rowcast_new_epochs_total").increment(1);
+        }
+        // What the old log holds ends here; its readers are told before it is taken away.
+        if let Some(old) = self.feed.send_replace(None) {
+            old.hub.close();
+        }
+        let slot = &self.options.slot;
+        if connected.found.slot.is_some() {
+            connected.connection.drop_slot(slot, false).await?;
+        }
+        tracing::info!(slot, "creating the replication slot; PostgreSQL waits for transactions that are open now");
+        let created = match connected.connection.create_slot(slot, true, shutdown).await {
+            Err(crate::wal::WalError::Aborted) => return Ok(None),
+            created => created?,
+        };
+        tracing::info!(slot, at = %created.consistent_point, "the replication slot is there");
+        let preparing = async {
+            let client = connected.database.client().await?;
+            opening::settle(client).await?;
+            opening::read_catalog(client).await
+        };
+        let Some(state) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
+        let mut opening_stream = OpeningStream {
+            stream: connected.connection.start_replication(slot, created.consistent_point, PUBLICATION).await?,
+            router: Router::new(state?),
+        };
+        let id = format!("{:032x}", rand::random::<u128>());
+        let greatest = opening::fence(connected.database.client().await?, &id).await?;
+        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else { return Ok(None) };
+        let (start, fence_time) = met?;
+        let created_at = PgTimestamp::now().unix_micros();
+        let identity = &connected.found.identity;
+        let epoch = Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
+        let router = opening_stream.router;
+        let beginning = Beginning {
+            epoch,
+            start,
+            greatest_committed_at: greatest.max(fence_time),
+            state: vec![
+                (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
+                (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
+                (STATE_SHAPES.to_owned(), b"0".to_vec()),
+            ],
+        };
+        let options = self.options.log.clone();
+        let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
+            .await
+            .map_err(|_| IngestError::Protocol("making the log was given up"))??;
+        let feed = Feed::new(log, start);
+        feed.set_directory(router.state());
+        tracing::info!(epoch = %epoch, start = %start, "the log is open");
+        self.feed.send_replace(Some(Arc::clone(&feed)));
+        Ok(Some((feed, router, opening_stream.stream, connected.database)))
+    }
+
+    async fn stream(
+        &mut self,
+        feed: Arc<Feed>,
+        router: Router,
+        stream: ReplicationStream,
+        mut database: Database,
+        shutdown: &CancellationToken,
+    ) -> Result<(), IngestError> {
+        let status_interval = status_interval(&mut database).await?;
+        let (tables, asked) = watch::channel(Vec::new());
+        let (polls_sender, polls) = mpsc::channel(1);
+        let nudge = Arc::new(Notify::new());
+        let poller = Poller {
+            target: self.options.target.clone(),
+            slot: self.options.slot.clone(),
+            interval: self.options.poll_interval,
+            tables: asked,
+            nudge: Arc::clone(&nudge),
+            polls: polls_sender,
+            progress: Arc::clone(&self.progress),
+        };
+        let stop = shutdown.child_token();
+        let poller = AbortOnDropHandle::new(tokio::spawn(poller.run(stop.clone())));
+        self.progress.set_state(State::Streaming);
+        self.streamed = true;
+        let driver = Driver::new(
+            stream,
+            feed,
+            router,
+            database,
+            Arc::clone(&self.progress),
+            polls,
+            tables,
+            nudge,
+            self.options.part_size,
+            status_interval,
+        );
+        let result = driver.run(shutdown).await;
+        stop.cancel();
+        drop(poller);
+        result
+    }
+}
+
+/// The stream before the log's beginning: only the catalog's changes count.
+struct OpeningStream {
+    stream: ReplicationStream,
+    router: Router,
+}
+
+impl OpeningStream {
+    /// Reads up to the fence; gives the end of its transaction and its commit time.
+    async fn until_fence(&mut self, id: &str) -> Result<(Lsn, i64), IngestError> {
+        let (mut xid, mut met, mut committed_at) = (0, false, 0);
+        loop {
+            let body = match self.stream.next().await? {
+                Frame::XLogData(data) => data.body,
+                Frame::Keepalive(keepalive) => {
+                    if keepalive.reply_requested {
+                        self.stream.send_status(StandbyStatus::default()).await;
+                    }
+                    continue;
+                }
+            };
+            match pgoutput::decode(body)? {
+                Message::Begin(begin) => (xid, committed_at) = (begin.xid, begin.commit_time.unix_micros()),
+                Message::Relation(relation) => self.router.relation(relation),
+                Message::Insert(insert) => self.router.before_beginning(insert.relid, &insert.new, false)?,
+                Message::Update(update) => self.router.before_beginning(update.relid, &update.new, false)?,
+                Message::Delete(delete) => {
+                    let (pgoutput::OldTuple::Key(old) | pgoutput::OldTuple::Full(old)) = &delete.old;
+                    self.router.before_beginning(delete.relid, old, true)?;
+                }
+                Message::Message(message) if message.transactional && message.prefix == PREFIX => {
+                    let opened = self.router.secret().open(xid, &message.content);
+                    met |= matches!(opened, Ok(LogicalMessage::Fence(other)) if other == id);
+                }
+                Message::Commit(commit) if met => return Ok((commit.end_lsn, committed_at)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
+    let start = log.watermark().borrow().lsn;
+    let feed = Feed::new(log, start);
+    feed.set_directory(restored_router(&feed)?.state());
+    Ok(feed)
+}
+
+fn restored_router(feed: &Feed) -> Result<Router, IngestError> {
+    let state: RouterState = read_state(feed, STATE_ROUTER)?.unwrap_or_default();
+    let mut router = Router::new(state);
+    router.reserve_shapes(read_state::<u32>(feed, STATE_SHAPES)?.unwrap_or(0));
+    Ok(router)
+}
+
+fn read_state<T: serde::de::DeserializeOwned>(feed: &Feed, name: &str) -> Result<Option<T>, IngestError> {
+    let bytes = feed.log.state(name)?;
+    Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?)
+}
+
+/// A third of the time after which the server gives up on us.
+async fn status_interval(database: &mut Database) -> Result<Duration, IngestError> {
+    let row = database
+        .client()
+        .await?
+        .query_one("SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'", &[])
+        .await?;
+    let timeout = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+    let third = Duration::from_millis(timeout / 3);
+    Ok(if timeout == 0 { Duration::from_secs(10) } else { third.clamp(Duration::from_millis(100), Duration::from_secs(10)) })
+}
+
+/// The causes beneath an error, for the log.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

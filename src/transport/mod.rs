@@ -1,0 +1,9 @@
+//! How devices reach the relay: HTTP and WebSocket.
+//!
+//! Last stage of the data flow. It decides nothing about who may see what: `auth` did, on joining and
+//! on every change of grants. It turns requests into reads of a [`Feed`](crate::feed::Feed) and
+//! deliveries into frames, at each device's own pace.
+
+mod relay;
+
+pub use relay::{Limits, Relay, SessionPlace, Sessions};

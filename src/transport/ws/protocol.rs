@@ -1,0 +1,142 @@
+//! The messages of protocol 1, as docs/PROTOCOL.md lists them: what devices send, and the small
+//! frames that answer. Changes are encoded by the hub.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::change::Reason;
+use crate::cursor::Cursor;
+
+/// What a device may send. Unknown fields are ignored.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Request {
+    Subscribe { topics: Vec<String>, cursor: Option<String> },
+    Unsubscribe { topics: Vec<String> },
+    Ping {},
+    Auth { token: String },
+    Ack {},
+}
+
+/// What of any message can be read without knowing its type.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Envelope {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    /// Echoed by answers; any JSON value would do, but it is bounded.
+    pub(super) r#ref: Option<Value>,
+}
+
+/// Types of [`Request`], to tell a wrong field from an unknown type.
+pub(super) const KINDS: [&str; 5] = ["subscribe", "unsubscribe", "ping", "auth", "ack"];
+
+
+
+/// What the server sends besides changes.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Answer<'a> {
+    ConnectionEstablished { protocol: u32, user_id: &'a str, device_id: &'a str, heartbeat_ms: u64, timestamp: String },
+    Subscribed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        cursor: Cursor,
+        tables: serde_json::Map<String, Value>,
+    },
+    Unsubscribed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+    },
+    ReplayBegin {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+    },
+    CaughtUp {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        cursor: Cursor,
+    },
+    Heartbeat {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        timestamp: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    SyncRequired { topics: Vec<String>, from: Option<String>, to: Option<Cursor>, reason: Reason, retry_after_ms: u64 },
+    Revoked { topics: Vec<String> },
+    Granted {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+    },
+    Error {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        code: &'static str,
+        message: String,
+        retryable: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        topic: Option<String>,
+    },
+}
+
+impl Answer<'_> {
+    pub(super) fn to_json(&self) -> String {
+        // Strings, numbers and maps with string keys always serialize.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Why the server closes a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    BadMessage(&'static str),
+    Token(&'static str),
+    NotGranted(&'static str),
+    Idle,
+    TooMany(&'static str),
+    /// The relay restarts, or its log begins anew: come back.
+    Restart { retry_after_ms: u64 },
+    /// The device said goodbye, or its connection broke.
+    Gone,
+}
+
+impl Closing {
+    pub(super) fn code(self) -> u16 {
+        match self {
+            Closing::BadMessage(_) => 4400,
+            Closing::Token(_) => 4401,
+            Closing::NotGranted(_) => 4403,
+            Closing::Idle => 4408,
+            Closing::TooMany(_) => 4429,
+            Closing::Restart { .. } => 1012,
+            Closing::Gone => 1000,
+        }
+    }
+
+    /// At most 123 bytes, as RFC 6455 has it.
+    pub(super) fn reason(self) -> String {
+        match self {
+            Closing::BadMessage(why) | Closing::Token(why) | Closing::NotGranted(why) | Closing::TooMany(why) => why.to_owned(),
+            Closing::Idle => "nothing was heard for two heartbeats".to_owned(),
+            Closing::Restart { retry_after_ms } => format!("{{\"retry_after_ms\":{retry_after_ms}}}"),
+            Closing::Gone => String::new(),
+        }
+    }
+}
+
+/// Spread, so that a herd of devices does not come back at once.
+pub(super) fn spread(least: u64, most: u64) -> u64 {
+    rand::random_range(least..=most)
+}

@@ -1,0 +1,354 @@
+//! The state of one session: where it stands, what it reads, and what it does next.
+//!
+//! A session is live (transactions come through its outbox) or behind (it reads the log). Replays of
+//! single topics go before either, and what is live waits for them. It never goes from behind to live
+//! but through [`Seat::go_live`], whose position joins the two without a seam.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::delivery::Reader;
+use super::protocol::{Answer, Closing, spread};
+use super::subscriptions::{Stale, Subscriptions};
+use crate::auth::Identity;
+use crate::change::Reason;
+use crate::cursor::Cursor;
+use crate::feed::Feed;
+use crate::hub::{Item, Seat, Taken};
+use crate::log::{Page, ReadError, ReadRequest};
+use crate::lsn::Lsn;
+use crate::position::Position;
+use crate::timestamp::PgTimestamp;
+use crate::topic::Pattern;
+use crate::transport::Relay;
+
+/// What one reading of the log gives at most, so that a session behind holds little.
+const PAGE_DELIVERIES: usize = 512;
+const PAGE_BYTES: usize = 64 * 1024;
+
+/// When to come back after being told to sync, so that devices do not come at once.
+pub(super) const SYNC_SPREAD_MS: u64 = 5_000;
+
+pub(super) struct Session {
+    pub(super) relay: Arc<Relay>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) identity: Identity,
+    pub(super) reader: Reader,
+    pub(super) seat: Seat,
+    pub(super) subscriptions: Subscriptions,
+    /// Everything up to here was put into frames, of the topics that are not being replayed.
+    pub(super) position: Position,
+    mode: Mode,
+    pub(super) replays: VecDeque<Replay>,
+    marks_version: u64,
+}
+
+#[derive(Debug)]
+enum Mode {
+    /// Taken from the outbox and not yet put into frames; then nothing is missing up to `upto`.
+    Live { items: VecDeque<Item>, upto: Lsn },
+    /// Reads the log, up to its watermark.
+    Behind,
+    /// The outbox is open from here on; what lies before it is still read from the log.
+    Joining(Lsn),
+}
+
+/// Topics that catch up alone.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) r#ref: Option<serde_json::Value>,
+    pub(super) topics: Vec<Pattern>,
+    pub(super) wanted: Subscriptions,
+    pub(super) after: Position,
+    pub(super) upto: Position,
+    pub(super) begun: bool,
+}
+
+/// What a session can do without hearing from anyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Something was put into frames, or may be at once.
+    Worked,
+    /// Nothing to do until the outbox is ready.
+    Idle,
+}
+
+impl Session {
+    pub(super) fn new(relay: Arc<Relay>, feed: Arc<Feed>, identity: Identity, device: Arc<str>, numbers_as_strings: bool) -> Self {
+        let seat = feed.hub.join(relay.limits.outbox_size);
+        let start = seat.go_live();
+        let reader = Reader {
+            relay: Arc::clone(&relay),
+            epoch: feed.epoch,
+            user: identity.user.clone(),
+            device,
+            numbers_as_strings,
+        };
+        Session {
+            marks_version: feed.log.marks_version(),
+            position: Position::boundary(start),
+            mode: Mode::Live { items: VecDeque::new(), upto: start },
+            replays: VecDeque::new(),
+            subscriptions: Subscriptions::default(),
+            relay,
+            feed,
+            identity,
+            reader,
+            seat,
+        }
+    }
+
+    /// Up to where this device has everything; unknown while single topics catch up.
+    pub(super) fn cursor(&self) -> Option<Cursor> {
+        self.replays.is_empty().then(|| self.feed.cursor(self.position))
+    }
+
+    /// Puts more into frames: marks first, then replays, then the stream.
+    pub(super) async fn step(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+        self.apply_marks(out);
+        if !self.replays.is_empty() {
+            return self.replay(out).await;
+        }
+        match &self.mode {
+            Mode::Live { .. } => Ok(self.live(out)),
+            Mode::Behind => self.behind(out).await,
+            Mode::Joining(upto) => {
+                let upto = *upto;
+                self.joining(upto, out).await
+            }
+        }
+    }
+
+    fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
+        self.take();
+        let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
+        let worked = !items.is_empty();
+        for item in items.drain(..) {
+            self.reader.live(&item.published, &item.places, &self.subscriptions, out);
+        }
+        self.position = self.position.max(Position::boundary(*upto));
+        if worked { Step::Worked } else { Step::Idle }
+    }
+
+    /// Moves what is in the outbox here; or finds that it was lost, and falls behind.
+    fn take(&mut self) {
+        let Mode::Live { items, upto } = &mut self.mode else { return };
+        match self.seat.take() {
+            Taken::Items { items: mut more, upto: new } => {
+                items.append(&mut more);
+                *upto = new.max(*upto);
+            }
+            Taken::Lost => {
+                metrics::counter!("rowcast_sessions_behind_total").increment(1);
+                // What was taken before the loss is complete up to where it ends.
+                for item in items.drain(..) {
+                    self.position = self.position.max(Position::boundary(item.published.transaction.commit));
+                }
+                self.mode = Mode::Behind;
+            }
+        }
+    }
+
+    /// Puts into frames what lies before `upto`, so that subscriptions may change there. Gives the
+    /// position at which the session then stands: `upto`, or an earlier one if it is behind.
+    pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
+        self.take();
+        let Mode::Live { items, .. } = &mut self.mode else { return };
+        while let Some(item) = items.pop_front_if(|item| item.published.transaction.commit < upto) {
+            self.reader.live(&item.published, &item.places, &self.subscriptions, out);
+        }
+        self.position = self.position.max(Position::boundary(upto));
+    }
+
+    async fn behind(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+        if self.read_on(Position::MAX, out).await? {
+            // All that the log shows was read: open the outbox, and read what came meanwhile.
+            self.mode = Mode::Joining(self.seat.go_live());
+        }
+        Ok(Step::Worked)
+    }
+
+    async fn joining(&mut self, upto: Lsn, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+        // The hub may be a moment ahead of the log.
+        self.log_reaches(upto).await?;
+        if self.read_on(Position::boundary(upto), out).await? {
+            self.mode = Mode::Live { items: VecDeque::new(), upto };
+        }
+        Ok(Step::Worked)
+    }
+
+    async fn log_reaches(&self, lsn: Lsn) -> Result<(), Closing> {
+        let mut watermark = self.feed.log.watermark();
+        let reached = watermark.wait_for(|watermark| watermark.lsn >= lsn).await;
+        reached.map(drop).map_err(|_| Closing::Restart { retry_after_ms: spread(500, 3_000) })
+    }
+
+    /// Reads a page of everything subscribed from where the session stands. Whether that was all.
+    async fn read_on(&mut self, upto: Position, out: &mut Vec<Bytes>) -> Result<bool, Closing> {
+        let wanted = self.subscriptions.clone();
+        match self.read(&wanted, self.position, upto).await? {
+            Some(page) => {
+                self.apply_marks(out);
+                let wanted = self.subscriptions.clone();
+                self.show(&page, &wanted, out);
+                self.position = self.position.max(page.through);
+                Ok(!page.more)
+            }
+            None => {
+                let all: Vec<Pattern> = self.subscriptions.patterns().cloned().collect();
+                let oldest = self.feed.log.oldest();
+                self.end(&all, Some(self.position), Some(oldest), Reason::Backlog, out);
+                self.position = self.position.max(oldest);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn replay(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+        let Some(replay) = self.replays.front_mut() else { return Ok(Step::Worked) };
+        let topics = replay.topics.iter().map(ToString::to_string).collect();
+        if !std::mem::replace(&mut replay.begun, true) {
+            let r#ref = replay.r#ref.as_ref();
+            out.push(Answer::ReplayBegin { r#ref, topics }.to_json().into());
+            return Ok(Step::Worked);
+        }
+        let (wanted, after, upto) = (replay.wanted.clone(), replay.after, replay.upto);
+        self.log_reaches(upto.commit).await?;
+        let page = self.read(&wanted, after, upto).await?;
+        self.apply_marks(out);
+        // Marks, or the device, may have ended it meanwhile.
+        let Some(replay) = self.replays.front_mut() else { return Ok(Step::Worked) };
+        let Some(page) = page else {
+            let topics = std::mem::take(&mut replay.topics);
+            let oldest = self.feed.log.oldest();
+            self.replays.pop_front();
+            self.end(&topics, Some(after), Some(oldest), Reason::TooOld, out);
+            return Ok(Step::Worked);
+        };
+        replay.after = page.through;
+        let wanted = replay.wanted.clone();
+        self.show(&page, &wanted, out);
+        if !page.more
+            && let Some(done) = self.replays.pop_front()
+        {
+            let topics = done.topics.iter().map(ToString::to_string).collect();
+            let cursor = self.feed.cursor(done.upto);
+            out.push(Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor }.to_json().into());
+        }
+        Ok(Step::Worked)
+    }
+
+    fn show(&self, page: &Page, wanted: &Subscriptions, out: &mut Vec<Bytes>) {
+        let replay = i64::try_from(self.relay.limits.broadcast_replay.as_micros()).unwrap_or(i64::MAX);
+        let broadcasts_from = PgTimestamp::now().unix_micros().saturating_sub(replay);
+        for (place, transaction) in page.transactions.iter().enumerate() {
+            let goes_on = page.cut && place + 1 == page.transactions.len();
+            self.reader.replayed(transaction, wanted, goes_on, broadcasts_from, out);
+        }
+    }
+
+    /// `None`: the log no longer reaches back that far.
+    async fn read(&self, wanted: &Subscriptions, after: Position, upto: Position) -> Result<Option<Page>, Closing> {
+        let (feed, interests) = (Arc::clone(&self.feed), wanted.interests());
+        let reading = tokio::task::spawn_blocking(move || {
+            let (max_deliveries, max_bytes) = (PAGE_DELIVERIES, PAGE_BYTES);
+            feed.log.read(&ReadRequest { interests: &interests, after, upto, max_deliveries, max_bytes })
+        });
+        match reading.await {
+            Ok(Ok(page)) => Ok(Some(page)),
+            Ok(Err(ReadError::TooOld { .. })) => Ok(None),
+            Ok(Err(ReadError::Log(error))) => {
+                tracing::error!(%error, device = %self.reader.device, "a session could not read the log");
+                Err(Closing::Restart { retry_after_ms: spread(1_000, 10_000) })
+            }
+            // The runtime is shutting down.
+            Err(_) => Err(Closing::Restart { retry_after_ms: spread(500, 3_000) }),
+        }
+    }
+
+    /// Ends what new marks made stale.
+    fn apply_marks(&mut self, out: &mut Vec<Bytes>) {
+        let version = self.feed.log.marks_version();
+        if version == self.marks_version {
+            return;
+        }
+        self.marks_version = version;
+        let marks = self.feed.log.marks();
+        let (mut stale, over) = self.subscriptions.apply(&marks, self.position);
+        over.iter().for_each(|pattern| self.seat.unsubscribe(&pattern.audience));
+        for replay in &mut self.replays {
+            // A replay's topics stand further back than the session.
+            let (more, gone) = replay.wanted.apply(&marks, replay.after);
+            stale.extend(more);
+            replay.topics.retain(|topic| !gone.contains(topic));
+            for pattern in gone.iter().filter(|pattern| self.subscriptions.remove(pattern)) {
+                self.seat.unsubscribe(&pattern.audience);
+            }
+        }
+        self.drop_empty_replays();
+        stale.sort_by(|a, b| a.topic.cmp(&b.topic));
+        stale.dedup_by(|a, b| a.topic == b.topic);
+        self.tell_stale(stale, out);
+    }
+
+    pub(super) fn tell_stale(&self, stale: Vec<Stale>, out: &mut Vec<Bytes>) {
+        for Stale { topic, from, upto, reason } in stale {
+            self.tell(vec![topic], Some(from), Some(upto).filter(|upto| *upto != Position::MAX), reason, out);
+        }
+    }
+
+    /// Tells that topics have to be synced in full.
+    pub(super) fn tell(
+        &self,
+        topics: Vec<String>,
+        from: Option<Position>,
+        to: Option<Position>,
+        reason: Reason,
+        out: &mut Vec<Bytes>,
+    ) {
+        metrics::counter!("rowcast_sync_required_total", "reason" => reason.as_str()).increment(1);
+        let answer = Answer::SyncRequired {
+            topics,
+            from: from.map(|from| self.feed.cursor(from).to_string()),
+            to: to.map(|to| self.feed.cursor(to)),
+            reason,
+            retry_after_ms: spread(0, SYNC_SPREAD_MS),
+        };
+        out.push(answer.to_json().into());
+    }
+
+    /// Ends subscriptions, and tells why.
+    fn end(&mut self, topics: &[Pattern], from: Option<Position>, to: Option<Position>, reason: Reason, out: &mut Vec<Bytes>) {
+        if topics.is_empty() {
+            return;
+        }
+        topics.iter().for_each(|pattern| drop(self.remove(pattern)));
+        self.tell(topics.iter().map(ToString::to_string).collect(), from, to, reason, out);
+    }
+
+    /// The whole log is over; tells all topics.
+    pub(super) fn epoch_over(&mut self, out: &mut Vec<Bytes>) {
+        let all: Vec<Pattern> = self.subscriptions.patterns().cloned().collect();
+        self.end(&all, Some(self.position), None, Reason::Epoch, out);
+    }
+
+    /// Nothing of a removed pattern follows. Whether there was one.
+    pub(super) fn remove(&mut self, pattern: &Pattern) -> bool {
+        let removed = self.subscriptions.remove(pattern);
+        if removed {
+            self.seat.unsubscribe(&pattern.audience);
+        }
+        for replay in &mut self.replays {
+            replay.wanted.remove(pattern);
+            replay.topics.retain(|topic| topic != pattern);
+        }
+        self.drop_empty_replays();
+        removed
+    }
+
+    fn drop_empty_replays(&mut self) {
+        self.replays.retain(|replay| !replay.topics.is_empty());
+    }
+}
