@@ -20,6 +20,7 @@ pub mod lsn;
 pub mod position;
 pub mod postgres;
 pub mod route;
+pub mod sync;
 pub mod timestamp;
 pub mod topic;
 pub mod transport;
