@@ -10,11 +10,8 @@ mod http_auth;
 mod metrics;
 mod problem_response;
 mod relay;
-<<<<<<< HEAD
 mod rest;
 mod router;
-=======
->>>>>>> 9a0bfbbc9283535955c4621518cc2bd872f3bd9b
 mod ws;
 
 pub(crate) use metrics::install as install_metrics;
