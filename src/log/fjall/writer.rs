@@ -242,7 +242,7 @@ impl Writer {
             created_at: now,
             bytes: 0,
         };
-        let keyspace = shared.storage.span_keyspace(&info)?;
+        let keyspace = shared.storage.new_span_keyspace(&info)?;
         let mut batch = shared.storage.db.batch();
         batch.insert(&shared.storage.meta, span_key(last.seq), json(&last)?);
         batch.insert(&shared.storage.meta, span_key(info.seq), json(&info)?);
