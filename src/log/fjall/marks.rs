@@ -92,6 +92,7 @@ impl MarkSet {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::change::Reason;

@@ -186,6 +186,13 @@ impl Storage {
         self.all("span/", "a span")
     }
 
+    /// The engine does not flush the directory in which a keyspace is an entry.
+    pub(super) fn new_span_keyspace(&self, info: &SpanInfo) -> Result<Keyspace, LogError> {
+        let keyspace = self.span_keyspace(info)?;
+        sync_entry(&keyspace).map_err(self.failure())?;
+        Ok(keyspace)
+    }
+
     pub(super) fn span_keyspace(&self, info: &SpanInfo) -> Result<Keyspace, LogError> {
         self.db.keyspace(&info.keyspace_name(), span_options).map_err(self.failure())
     }
@@ -252,7 +259,7 @@ fn fill(
         created_at: now,
         bytes: 0,
     };
-    db.keyspace(&span.keyspace_name(), span_options)?;
+    sync_entry(&db.keyspace(&span.keyspace_name(), span_options)?)?;
     let greatest_committed_at = beginning.greatest_committed_at;
     let watermark = Watermark { lsn: beginning.start, greatest_committed_at };
     let mut batch = db.batch();
@@ -266,6 +273,10 @@ fn fill(
     batch.commit()?;
     db.persist(PersistMode::SyncAll)?;
     Ok(())
+}
+
+fn sync_entry(keyspace: &Keyspace) -> io::Result<()> {
+    keyspace.path().parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 fn meta_options() -> KeyspaceCreateOptions {
