@@ -117,6 +117,7 @@ impl<'de> Deserialize<'de> for Cursor {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

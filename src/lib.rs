@@ -5,10 +5,12 @@
 //! `sync` answers devices that were away and `auth` decides who may see what.
 //! `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod app;
 pub mod auth;
 pub mod change;
 pub mod config;
 pub mod cursor;
+pub mod demo;
 pub mod embedded;
 pub mod feed;
 pub mod hub;

@@ -247,6 +247,7 @@ impl<'de> Deserialize<'de> for Audience {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -23,7 +23,7 @@ pub struct XLogData {
     pub wal_start: Lsn,
     pub wal_end: Lsn,
     pub sent_at: PgTimestamp,
-    /// A slice of the receive buffer: keeping it keeps up to [`super::wire::CHUNK`] bytes alive.
+    /// A slice of the receive buffer: keeping it keeps a chunk of 128 KiB alive.
     pub body: Bytes,
 }
 

@@ -138,3 +138,68 @@ fn aside(message: Message) -> Result<(), WalError> {
         _ => Err(WalError::Protocol("not a message of a replication stream")),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn stream(buffer: usize) -> (ReplicationStream, DuplexStream) {
+        let (ours, theirs) = duplex(buffer);
+        let (reader, writer) = split(ours);
+        (ReplicationStream::new(Wire::new(Box::new(reader), Box::new(writer))), theirs)
+    }
+
+    fn notice(tag: u8, severity: &str, code: &str) -> Vec<u8> {
+        let fields = format!("V{severity}\0C{code}\0Mtext\0\0");
+        let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+        [&[tag], &length[..], fields.as_bytes()].concat()
+    }
+
+    fn status(at: u64) -> StandbyStatus {
+        let at = Lsn::new(at);
+        StandbyStatus { written: at, flushed: at, applied: at, reply_requested: at == Lsn::new(2) }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_read_gets_the_newest_status() {
+        let (mut stream, mut peer) = stream(10);
+        for at in 1..=100 {
+            stream.send_status(status(at)).await;
+        }
+        let mut received = [0; 2 * 39];
+        let all = timeout(Duration::from_secs(5), peer.read_exact(&mut received));
+        tokio::select! {
+            read = all => assert_eq!(read.unwrap().unwrap(), received.len()),
+            frame = stream.next() => panic!("{frame:?}"),
+        }
+        assert_eq!(received[6..14], 1u64.to_be_bytes());
+        assert_eq!(received[39 + 6..39 + 14], 100u64.to_be_bytes());
+        assert_eq!(received[77], 1, "a reply that was asked for is still asked for");
+    }
+
+    #[tokio::test]
+    async fn what_the_server_says_between_frames_is_told_apart() {
+        for (message, expected) in [
+            (notice(b'E', "ERROR", "42704"), "publication missing"),
+            (notice(b'N', "WARNING", "55000"), "publication missing"),
+            (notice(b'E', "FATAL", "57P01"), "stopping"),
+            (b"C\0\0\0\x0bCOPY 0\0".to_vec(), "stopping"),
+            (b"c\0\0\0\x04".to_vec(), "stopping"),
+        ] {
+            let (mut stream, mut peer) = stream(256);
+            peer.write_all(&notice(b'N', "WARNING", "01000")).await.unwrap();
+            peer.write_all(&message).await.unwrap();
+            let error = stream.next().await.unwrap_err();
+            let kind = match (error.publication_missing(), error.server_stopping()) {
+                (true, false) => "publication missing",
+                (false, true) => "stopping",
+                _ => "neither",
+            };
+            assert_eq!(kind, expected, "{error:?}");
+        }
+    }
+}

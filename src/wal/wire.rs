@@ -26,8 +26,8 @@ const LARGEST: usize = 1 << 30;
 /// Before the session is open the peer may be anyone, and no message is long.
 const LARGEST_AT_STARTUP: usize = 64 * 1024;
 
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+type Reader = Box<dyn AsyncRead + Send + Sync + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
 /// A connection's two directions, and the bytes between them and us.
 pub(super) struct Wire {
@@ -137,8 +137,8 @@ impl Wire {
         packet
     }
 
-    /// Writes what is to be written and waits until something has been read. Cancel-safe: both
-    /// directions keep their state here.
+    /// Writes what is to be written; returns when all of it is, or when something has been read.
+    /// Cancel-safe: both directions keep their state here.
     pub(super) async fn exchange(&mut self) -> Result<(), WalError> {
         self.make_room()?;
         loop {
@@ -153,6 +153,9 @@ impl Wire {
                 },
             };
             self.note_write(written);
+            if self.output.is_empty() {
+                return Ok(());
+            }
         }
     }
 
@@ -231,3 +234,7 @@ async fn open_tcp(
     }
     Err(last)
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;

@@ -18,14 +18,15 @@ mod subscribe;
 mod subscriptions;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Relay;
-use super::problem_response::problem;
+use super::problem_response::ProblemResponse;
 use crate::auth::bearer::{self, Carriers};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
@@ -49,10 +50,12 @@ pub(crate) async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     if !is_device_id(&device_id) {
-        return problem(400, "invalid_device_id", "a device id is 1 to 64 of A-Z a-z 0-9 _ -").into_response();
+        let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
+        return ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail).into_response();
     }
     if relay.current_feed().is_none() {
-        return problem(503, "not_ready", "the relay has no log yet; see /ready").retry_after(2).into_response();
+        let detail = "the relay has no log yet; /ready says why";
+        return ProblemResponse::unavailable("not_ready", detail, Duration::from_secs(2)).into_response();
     }
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let carriers = Carriers {

@@ -142,10 +142,7 @@ impl Session {
             }
             Taken::Lost => {
                 metrics::counter!("rowcast_sessions_behind_total").increment(1);
-                // What was taken before the loss is complete up to where it ends.
-                for item in items.drain(..) {
-                    self.position = self.position.max(Position::boundary(item.published.transaction.commit));
-                }
+                // What was taken and not shown lies after the position, so the log gives it again.
                 self.mode = Mode::Behind;
             }
         }
@@ -283,6 +280,7 @@ impl Session {
             let (more, gone) = replay.wanted.apply(&marks, replay.after);
             stale.extend(more);
             replay.topics.retain(|topic| !gone.contains(topic));
+            self.subscriptions.adopt_ends(&replay.wanted);
             for pattern in gone.iter().filter(|pattern| self.subscriptions.remove(pattern)) {
                 self.seat.unsubscribe(&pattern.audience);
             }

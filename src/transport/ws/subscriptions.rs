@@ -80,7 +80,7 @@ impl Subscription {
 
     /// What a mark means for a copy that stands at `position`. `None`: the copy is newer, or of other
     /// topics, or was told before.
-    fn hit(&self, mark: &Mark, position: Position) -> Option<(Position, Arc<str>)> {
+    pub(super) fn hit(&self, mark: &Mark, position: Position) -> Option<(Position, Arc<str>)> {
         let audience = &self.pattern.audience;
         let concerned = match &mark.audience {
             Some(only) => only == audience,
@@ -123,6 +123,17 @@ impl Subscriptions {
         match self.list.iter_mut().find(|old| old.pattern == new.pattern) {
             Some(old) => *old = new,
             None => self.list.push(new),
+        }
+    }
+
+    /// Tables that ended in a replay have ended altogether.
+    pub(super) fn adopt_ends(&mut self, replay: &Subscriptions) {
+        for other in &replay.list {
+            let Some(own) = self.list.iter_mut().find(|own| own.pattern == other.pattern) else { continue };
+            for (table, start) in other.tables.iter().filter(|(_, start)| matches!(start, Start::Ended(_))) {
+                own.tables.retain(|(name, _)| name != table);
+                own.tables.push((Arc::clone(table), *start));
+            }
         }
     }
 

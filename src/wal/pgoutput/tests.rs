@@ -332,3 +332,61 @@ fn rows_stay_out_of_debug_output() {
     let tuple = tuple_of(&[Cell::Text(b"secret".to_vec())]);
     assert_eq!(format!("{tuple:?}"), "Tuple(1 columns, 11 bytes)");
 }
+
+/// Each body of the capture, with the kind that it was captured as.
+fn captured() -> Vec<(&'static str, Bytes)> {
+    let text = include_str!("../../../tests/fixtures/pgoutput/pg15.hex");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (kind, hex) = line.split_once(' ').unwrap();
+            let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
+            let body: Vec<u8> = digits.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+            (kind, body.into())
+        })
+        .collect()
+}
+
+#[test]
+fn what_a_server_sent_decodes_and_encodes_to_the_same_bytes() {
+    for (kind, body) in captured() {
+        let message = decode(body.clone()).unwrap();
+        assert!(format!("{message:?}").starts_with(kind), "{kind}: {message:?}");
+        assert_eq!(encode(&message), body);
+    }
+}
+
+#[test]
+fn what_a_server_sent_means_what_was_done() {
+    let messages: Vec<_> = captured().into_iter().map(|(_, body)| decode(body).unwrap()).collect();
+    let updates: Vec<_> = messages
+        .iter()
+        .filter_map(|message| match message {
+            Message::Update(update) => Some((update.old.as_ref(), update.new.iter().collect::<Vec<_>>())),
+            _ => None,
+        })
+        .collect();
+    let [toast, key, full, index] = &updates[..] else { panic!("{updates:?}") };
+    assert_eq!(toast.0, None);
+    assert_eq!(toast.1, [Value::Text(b"1"), Value::Text(b"y"), Value::Text(b"a"), Value::UnchangedToast]);
+    let Some(OldTuple::Key(old)) = key.0 else { panic!("{key:?}") };
+    assert_eq!(old.iter().collect::<Vec<_>>(), [Value::Text(b"2"), Value::Null, Value::Null, Value::Null]);
+    assert!(matches!(full.0, Some(OldTuple::Full(_))));
+    assert!(matches!(index.0, Some(OldTuple::Key(_))));
+
+    let truncate = messages.iter().find_map(|message| match message {
+        Message::Truncate(truncate) => {
+            Some((truncate.cascade, truncate.restart_identity, truncate.relids.len()))
+        }
+        _ => None,
+    });
+    assert_eq!(truncate, Some((true, true, 2)));
+    let texts: Vec<_> = messages
+        .iter()
+        .filter_map(|message| match message {
+            Message::Message(message) => Some((message.transactional, &message.content[..])),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(texts, [(true, &b"hello"[..]), (false, b"now")]);
+}

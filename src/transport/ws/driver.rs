@@ -1,0 +1,294 @@
+//! Moves bytes between a socket and its session: the only place that waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use futures_util::stream::SplitStream;
+use tokio::time::Instant;
+
+use super::Wishes;
+use super::outgoing::Outgoing;
+use super::protocol::{Answer, Closing, Request, spread};
+use super::session::{Session, Step};
+use crate::auth::{AuthError, Identity};
+use crate::hub::timestamp;
+use crate::timestamp::PgTimestamp;
+use crate::transport::Relay;
+
+/// A device that has not said who it is may send this much.
+const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
+/// How long the goodbye may take.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One socket, from its upgrade to its end.
+pub(super) async fn run(
+    relay: Arc<Relay>,
+    socket: WebSocket,
+    device: Arc<str>,
+    token: Result<Option<String>, AuthError>,
+    wishes: Wishes,
+) {
+    let (sink, incoming) = socket.split();
+    let mut driver = Driver {
+        outgoing: Outgoing::new(sink, wishes.batch),
+        incoming,
+        out: Vec::new(),
+        heard: Instant::now(),
+        relay: Arc::clone(&relay),
+    };
+    let why = match driver.serve(&device, token, wishes).await {
+        Ok(never) => match never {},
+        Err(why) => why,
+    };
+    tracing::debug!(%device, code = why.code(), "a session ended");
+    metrics::counter!("rowcast_sessions_closed_total", "code" => why.code().to_string()).increment(1);
+    if why != Closing::Gone {
+        let goodbye = async {
+            // What was told last (why topics ended, for one) still goes out.
+            let _ = driver.outgoing.send(&mut driver.out).await;
+            driver.outgoing.close(why).await;
+            // The device's own close frame ends the connection in good order.
+            while let Some(Ok(message)) = driver.incoming.next().await {
+                if matches!(message, Message::Close(_)) {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, goodbye).await;
+    }
+}
+
+struct Driver {
+    outgoing: Outgoing,
+    incoming: SplitStream<WebSocket>,
+    out: Vec<Bytes>,
+    /// When the device was last heard of.
+    heard: Instant,
+    relay: Arc<Relay>,
+}
+
+enum Never {}
+
+impl Driver {
+    async fn serve(
+        &mut self,
+        device: &Arc<str>,
+        token: Result<Option<String>, AuthError>,
+        wishes: Wishes,
+    ) -> Result<Never, Closing> {
+        let identity = match token {
+            Ok(Some(token)) => self.verify(&token)?,
+            Ok(None) => self.await_token().await?,
+            Err(error) => return Err(self.refuse(error)),
+        };
+        let limits = &self.relay.limits;
+        let most = limits.max_sessions_per_user;
+        let place = self.relay.sessions.enter(&identity.user, device, most);
+        let Some(_place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
+        let Some(feed) = self.relay.current_feed() else {
+            return Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) });
+        };
+        let established = Answer::ConnectionEstablished {
+            protocol: 1,
+            user_id: &identity.user.subject,
+            device_id: device,
+            heartbeat_ms: u64::try_from(limits.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            timestamp: timestamp(PgTimestamp::now().unix_micros()),
+        };
+        self.out.push(established.to_json().into());
+        let relay = Arc::clone(&self.relay);
+        let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
+        self.converse(&mut session).await
+    }
+
+    async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
+        let heartbeat = self.relay.limits.heartbeat;
+        let mut next_beat = Instant::now() + heartbeat;
+        loop {
+            let step = session.step(&mut self.out).await?;
+            self.write(session, &mut next_beat).await?;
+            if step == Step::Worked {
+                // More may be ready; but a device that speaks meanwhile is heard.
+                while let Some(message) = self.incoming.next().now_or_never() {
+                    self.take_message(session, message).await?;
+                }
+                self.check_over(session)?;
+                self.beat(session, &mut next_beat).await?;
+                continue;
+            }
+            let expiry = expiry(&session.identity);
+            // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
+            tokio::select! {
+                () = session.seat.ready() => {}
+                message = self.incoming.next() => self.take_message(session, message).await?,
+                () = tokio::time::sleep_until(next_beat) => self.beat(session, &mut next_beat).await?,
+                () = until(expiry) => {}
+                () = self.relay.shutdown.cancelled() => {}
+                () = session.feed.hub.closed().cancelled() => {}
+            }
+            self.check_over(session)?;
+        }
+    }
+
+    /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
+    /// expires meanwhile ends the session there and then.
+    async fn write(&mut self, session: &mut Session, next_beat: &mut Instant) -> Result<(), Closing> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let patience = self.relay.limits.heartbeat * 2;
+        let (shutdown, closed) = (self.relay.shutdown.clone(), session.feed.hub.closed().clone());
+        *next_beat = Instant::now() + self.relay.limits.heartbeat;
+        tokio::select! {
+            biased;
+            sent = self.outgoing.send(&mut self.out) => sent,
+            () = tokio::time::sleep(patience) => Err(Closing::Idle),
+            () = until(expiry(&session.identity)) => Err(Closing::Token("token_expired")),
+            () = shutdown.cancelled() => Err(restart()),
+            () = closed.cancelled() => Err(restart()),
+        }
+        .inspect_err(|why| {
+            // Nothing more is owed to a token that is over.
+            if matches!(why, Closing::Token(_)) {
+                self.out.clear();
+            }
+        })
+    }
+
+    /// What ends a session whatever it does.
+    fn check_over(&mut self, session: &mut Session) -> Result<(), Closing> {
+        if expiry(&session.identity).is_some_and(|at| Instant::now() >= at) {
+            self.out.clear();
+            return Err(Closing::Token("token_expired"));
+        }
+        if session.feed.hub.closed().is_cancelled() {
+            session.epoch_over(&mut self.out);
+            return Err(restart());
+        }
+        if self.relay.shutdown.is_cancelled() { Err(restart()) } else { Ok(()) }
+    }
+
+    async fn beat(&mut self, session: &Session, next: &mut Instant) -> Result<(), Closing> {
+        let now = Instant::now();
+        let heartbeat = self.relay.limits.heartbeat;
+        if now.duration_since(self.heard) > heartbeat * 2 + heartbeat / 2 {
+            return Err(Closing::Idle);
+        }
+        if now < *next {
+            return Ok(());
+        }
+        *next = now + heartbeat;
+        self.out.push(Answer::Heartbeat { cursor: session.cursor() }.to_json().into());
+        self.outgoing.ping().await
+    }
+
+    async fn take_message(
+        &mut self,
+        session: &mut Session,
+        message: Option<Result<Message, axum::Error>>,
+    ) -> Result<(), Closing> {
+        match self.text(message)? {
+            Some(text) => session.request(&text, &mut self.out).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The text of a message; `None` for those that only show that the device lives.
+    fn text(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Option<axum::extract::ws::Utf8Bytes>, Closing> {
+        self.heard = Instant::now();
+        match message {
+            Some(Ok(Message::Text(text))) => Ok(Some(text)),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+            Some(Ok(Message::Binary(_))) => {
+                self.fail("bad_message", "messages are JSON text, not binary");
+                Err(Closing::BadMessage("binary message"))
+            }
+            Some(Ok(Message::Close(_))) | None => Err(Closing::Gone),
+            Some(Err(error)) => {
+                use tokio_tungstenite::tungstenite::Error;
+                match error.into_inner().downcast_ref::<Error>() {
+                    Some(Error::Capacity(_)) => {
+                        let most = self.relay.limits.max_message_size;
+                        self.fail("message_too_large", format!("a message is at most {most} bytes"));
+                        Err(Closing::BadMessage("message too large"))
+                    }
+                    Some(Error::Utf8(_) | Error::Protocol(_)) => Err(Closing::BadMessage("not a WebSocket message")),
+                    _ => Err(Closing::Gone),
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, code: &'static str, message: impl Into<String>) {
+        let answer = Answer::Error {
+            r#ref: None,
+            code,
+            message: message.into(),
+            retryable: false,
+            retry_after_ms: None,
+            topic: None,
+        };
+        self.out.push(answer.to_json().into());
+    }
+
+    fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
+        let now = PgTimestamp::now().unix_micros() / 1_000_000;
+        match self.relay.verifier.verify(token, now) {
+            Ok(identity) => Ok(identity),
+            Err(error) => Err(self.refuse(error)),
+        }
+    }
+
+    fn refuse(&mut self, error: AuthError) -> Closing {
+        self.fail(error.code(), error.to_string());
+        Closing::Token(error.code())
+    }
+
+    /// A socket without a token has a little time to send one, and nothing else.
+    async fn await_token(&mut self) -> Result<Identity, Closing> {
+        let deadline = Instant::now() + self.relay.limits.auth_timeout;
+        let mut received = 0;
+        loop {
+            let message = tokio::select! {
+                message = self.incoming.next() => message,
+                () = tokio::time::sleep_until(deadline) => {
+                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
+                    return Err(Closing::Token("token_missing"));
+                }
+                () = self.relay.shutdown.cancelled() => return Err(restart()),
+            };
+            let Some(text) = self.text(message)? else { continue };
+            received += text.len();
+            if received > MAX_UNAUTHENTICATED_BYTES {
+                return Err(Closing::Token("token_missing"));
+            }
+            match serde_json::from_str(&text) {
+                Ok(Request::Auth { token }) => return self.verify(&token),
+                _ => {
+                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
+                    return Err(Closing::Token("token_missing"));
+                }
+            }
+        }
+    }
+}
+
+fn restart() -> Closing {
+    Closing::Restart { retry_after_ms: spread(500, 5_000) }
+}
+
+/// When the session's token is over.
+fn expiry(identity: &Identity) -> Option<Instant> {
+    let left = identity.expires_at?.saturating_mul(1_000_000) - PgTimestamp::now().unix_micros();
+    Some(Instant::now() + Duration::from_micros(u64::try_from(left).unwrap_or(0)))
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

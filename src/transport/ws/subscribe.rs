@@ -1,0 +1,288 @@
+//! What a device asks for, one function for each request.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::protocol::{Answer, Closing, Envelope, KINDS, Request};
+use super::session::{Replay, SYNC_SPREAD_MS, Session};
+use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
+use crate::change::Reason;
+use crate::cursor::Cursor;
+use crate::hub::timestamp;
+use crate::position::Position;
+use crate::timestamp::PgTimestamp;
+use crate::topic::{Pattern, decode_segment};
+
+/// A `ref` is for the device's own book-keeping; it is no place to store things.
+const MAX_REF_BYTES: usize = 256;
+
+/// A refusal that leaves the session as it is.
+struct Refusal {
+    code: &'static str,
+    message: String,
+    retryable: bool,
+    topic: Option<String>,
+}
+
+fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into(), retryable: false, topic: None }
+}
+
+impl Session {
+    /// One text frame of the device.
+    pub(super) async fn request(&mut self, text: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
+        let envelope: Envelope = match serde_json::from_str(text) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                let place = format!("line {}, column {}", error.line(), error.column());
+                let message = format!("the message is not a JSON object with a `type` ({place})");
+                answer_refusal(None, refusal("bad_message", message), out);
+                return Ok(());
+            }
+        };
+        let r#ref = envelope.r#ref.filter(|value| value.to_string().len() <= MAX_REF_BYTES);
+        let kind = envelope.kind.unwrap_or_default();
+        if !KINDS.contains(&kind.as_str()) {
+            let message = format!("there is no message of this type; known are {}", KINDS.join(", "));
+            answer_refusal(r#ref.as_ref(), refusal("unknown_type", message), out);
+            return Ok(());
+        }
+        let request = match serde_json::from_str(text) {
+            Ok(request) => request,
+            Err(_) => {
+                let message = format!("the fields of this {kind} message are not as docs/PROTOCOL.md has them");
+                answer_refusal(r#ref.as_ref(), refusal("bad_message", message), out);
+                return Ok(());
+            }
+        };
+        match request {
+            Request::Subscribe { topics, cursor } => self.subscribe(r#ref, &topics, cursor.as_deref(), out).await,
+            Request::Unsubscribe { topics } => self.unsubscribe(r#ref.as_ref(), topics, out),
+            Request::Ping {} => {
+                let timestamp = timestamp(PgTimestamp::now().unix_micros());
+                out.push(Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into());
+            }
+            Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out),
+            // The registry of devices, which keeps acknowledged cursors, comes with a later release.
+            Request::Ack {} => {}
+        }
+        Ok(())
+    }
+
+    async fn subscribe(&mut self, r#ref: Option<Value>, topics: &[String], cursor: Option<&str>, out: &mut Vec<Bytes>) {
+        let cursor = match cursor.map(|text| self.check_cursor(text)).transpose() {
+            Ok(cursor) => cursor,
+            Err(why) => return answer_refusal(r#ref.as_ref(), why, out),
+        };
+        let mut patterns: Vec<Pattern> = Vec::new();
+        for topic in topics {
+            match self.check_topic(topic, patterns.len()) {
+                Ok(pattern) if patterns.contains(&pattern) => {}
+                Ok(pattern) => patterns.push(pattern),
+                Err(why) => answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out),
+            }
+        }
+        if patterns.is_empty() {
+            return;
+        }
+        // A topic subscribed again begins again where its cursor says.
+        if cursor.is_none() {
+            self.await_marks(&patterns).await;
+        } else {
+            patterns.iter().for_each(|pattern| drop(self.remove(pattern)));
+        }
+        // Registered first: from the position that this gives, the outbox has everything. What lies
+        // before it belongs to the old subscriptions alone.
+        let mut registered = self.seat.hub().published();
+        for pattern in &patterns {
+            registered = self.seat.subscribe(&pattern.audience);
+        }
+        self.settle(registered, out);
+        match cursor {
+            None => self.subscribe_here(r#ref.as_ref(), patterns, out),
+            Some(cursor) => self.subscribe_from(r#ref, patterns, cursor, out),
+        }
+    }
+
+    /// From where the session stands.
+    fn subscribe_here(&mut self, r#ref: Option<&Value>, patterns: Vec<Pattern>, out: &mut Vec<Bytes>) {
+        let mut subscribed = Vec::new();
+        for pattern in patterns {
+            if self.subscriptions.get(&pattern).is_some() {
+                // There already, and it stays as it is; registered twice, it is left once.
+                self.seat.unsubscribe(&pattern.audience);
+                subscribed.push(pattern);
+                continue;
+            }
+            let mut new = Subscription::new(pattern.clone(), self.position);
+            let (stale, whole) = self.begin_after_marks(&mut new, false);
+            self.tell_stale(stale, out);
+            if whole {
+                self.seat.unsubscribe(&pattern.audience);
+            } else {
+                self.subscriptions.put(new);
+                subscribed.push(pattern);
+            }
+        }
+        self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(self.position), out);
+    }
+
+    /// From a cursor: what lies between it and the session's position is replayed.
+    fn subscribe_from(&mut self, r#ref: Option<Value>, patterns: Vec<Pattern>, cursor: Cursor, out: &mut Vec<Bytes>) {
+        let from = match self.feed.readable(cursor) {
+            Ok(from) => from,
+            Err(reason) => {
+                patterns.iter().for_each(|pattern| self.seat.unsubscribe(&pattern.audience));
+                let topics = patterns.iter().map(ToString::to_string).collect();
+                return self.tell_unreadable(topics, cursor, reason, out);
+            }
+        };
+        let (mut subscribed, mut wanted) = (Vec::new(), Subscriptions::default());
+        for pattern in patterns {
+            let mut replayed = Subscription::new(pattern.clone(), from);
+            let (stale, whole) = self.begin_after_marks(&mut replayed, true);
+            self.tell_stale(stale, out);
+            if whole {
+                self.seat.unsubscribe(&pattern.audience);
+                continue;
+            }
+            // Live from the session's position on; the replay brings what lies before it.
+            self.subscriptions.put(Subscription { from: from.max(self.position), ..replayed.clone() });
+            wanted.put(replayed);
+            subscribed.push(pattern);
+        }
+        if subscribed.is_empty() {
+            return;
+        }
+        self.answer_subscribed(r#ref.as_ref(), &subscribed, cursor, out);
+        if from < self.position {
+            let upto = self.position;
+            self.replays.push_back(Replay { r#ref, topics: subscribed, wanted, after: from, upto, begun: false });
+        }
+    }
+
+    /// Ends what marks make stale for a new subscription. With a cursor the copy is stale and told so;
+    /// without one there is no copy yet, and it begins after the mark. Whether nothing is left.
+    fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
+        let (mut stale, mut whole) = (Vec::new(), false);
+        for mark in self.feed.log.marks().iter() {
+            let Some((from, table)) = new.hit(mark, new.from) else { continue };
+            if !has_copy && mark.upto != Position::MAX {
+                match &new.pattern.table {
+                    Some(_) => new.from = new.from.max(mark.upto),
+                    None => new.tables.push((table, Start::After(mark.upto))),
+                }
+                continue;
+            }
+            let topic = format!("{}:{table}", new.pattern.audience);
+            stale.push(Stale { topic, from, upto: mark.upto, reason: mark.reason });
+            match &new.pattern.table {
+                Some(_) => whole = true,
+                None => new.tables.push((table, Start::Ended(mark.upto))),
+            }
+        }
+        stale.dedup_by(|a, b| a.topic == b.topic);
+        (stale, whole)
+    }
+
+    /// A table that was tracked or changed a moment ago has a mark that the stream is about to pass.
+    /// Beginning behind it spares the device a cursor that would be stale at once.
+    async fn await_marks(&self, patterns: &[Pattern]) {
+        let hub = self.seat.hub();
+        let ahead = || {
+            let marks = self.feed.log.marks();
+            marks.iter().any(|mark| {
+                let near = mark.upto != Position::MAX && mark.upto > Position::boundary(hub.published());
+                near && patterns.iter().any(|p| Subscription::new(p.clone(), Position::ZERO).hit(mark, Position::ZERO).is_some())
+            })
+        };
+        let mut watermark = self.feed.log.watermark();
+        let passed = async {
+            while ahead() && watermark.changed().await.is_ok() {}
+        };
+        // If it takes longer, the topics stay silent until the stream has passed the mark.
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), passed).await;
+    }
+
+    fn answer_subscribed(&self, r#ref: Option<&Value>, patterns: &[Pattern], cursor: Cursor, out: &mut Vec<Bytes>) {
+        if patterns.is_empty() {
+            return;
+        }
+        let directory = self.feed.directory();
+        let mut tables = Map::new();
+        for table in patterns.iter().flat_map(|pattern| directory.matching(pattern)) {
+            let name = decode_segment(&table.name).unwrap_or_else(|_| table.name.to_string());
+            tables.insert(name, json!({ "key": table.key }));
+        }
+        let topics = patterns.iter().map(ToString::to_string).collect();
+        out.push(Answer::Subscribed { r#ref, topics, cursor, tables }.to_json().into());
+    }
+
+    fn unsubscribe(&mut self, r#ref: Option<&Value>, topics: Vec<String>, out: &mut Vec<Bytes>) {
+        for topic in &topics {
+            if let Ok(pattern) = Pattern::parse(topic) {
+                self.remove(&pattern);
+            }
+        }
+        out.push(Answer::Unsubscribed { r#ref, topics }.to_json().into());
+    }
+
+    /// A new token for the same user; what it no longer grants ends.
+    fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
+        let now = PgTimestamp::now().unix_micros() / 1_000_000;
+        let identity = self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
+        if identity.user != self.identity.user {
+            return Err(Closing::NotGranted("the new token is of another user"));
+        }
+        self.identity = identity;
+        let gone: Vec<Pattern> =
+            self.subscriptions.patterns().filter(|pattern| !self.identity.grants.covers(pattern)).cloned().collect();
+        if !gone.is_empty() {
+            gone.iter().for_each(|pattern| drop(self.remove(pattern)));
+            out.push(Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into());
+        }
+        let topics = self.identity.grants.patterns().iter().map(ToString::to_string).collect();
+        out.push(Answer::Granted { r#ref, topics }.to_json().into());
+        Ok(())
+    }
+
+    fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
+        let cursor: Cursor = text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
+        let end = self.relay.progress.server_end().max(self.feed.watermark().lsn);
+        if cursor.epoch == self.feed.epoch && cursor.position > Position::boundary(end) {
+            return Err(refusal("invalid_cursor", "this cursor lies beyond everything that the database has written"));
+        }
+        Ok(cursor)
+    }
+
+    fn check_topic(&self, topic: &str, more: usize) -> Result<Pattern, Refusal> {
+        let pattern = Pattern::parse(topic).map_err(|error| refusal("invalid_topic", error.to_string()))?;
+        if !self.identity.grants.covers(&pattern) {
+            return Err(refusal("not_granted", "the token does not grant this topic"));
+        }
+        let most = self.relay.limits.max_subscriptions_per_session;
+        if self.subscriptions.get(&pattern).is_none() && self.subscriptions.len() + more >= most {
+            return Err(refusal("too_many_subscriptions", format!("a session has at most {most} subscriptions")));
+        }
+        Ok(pattern)
+    }
+
+    fn tell_unreadable(&self, topics: Vec<String>, cursor: Cursor, reason: Reason, out: &mut Vec<Bytes>) {
+        metrics::counter!("rowcast_sync_required_total", "reason" => reason.as_str()).increment(1);
+        let answer = Answer::SyncRequired {
+            topics,
+            from: Some(cursor.to_string()),
+            to: Some(self.feed.cursor(self.feed.log.oldest())).filter(|_| reason == Reason::TooOld),
+            reason,
+            retry_after_ms: super::protocol::spread(0, SYNC_SPREAD_MS),
+        };
+        out.push(answer.to_json().into());
+    }
+}
+
+fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Bytes>) {
+    let Refusal { code, message, retryable, topic } = why;
+    let answer = Answer::Error { r#ref, code, message, retryable, retry_after_ms: None, topic };
+    out.push(answer.to_json().into());
+}
+
