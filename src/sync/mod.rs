@@ -19,6 +19,7 @@ mod reading;
 mod request;
 mod stream;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::sync::Arc;
