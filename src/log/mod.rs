@@ -39,7 +39,8 @@ pub struct Append {
     pub watermark: Option<Lsn>,
     /// In force from here on, even if the watermark is not there yet. A mark replaces the one of the
     /// same table and audience, one for the whole table those of its audiences; but none that reaches
-    /// further than itself, so that an append sent again makes nothing readable that was not.
+    /// further than itself, so that an append sent again makes nothing readable that was not. Only a mark
+    /// without end (`Position::MAX`, a table that is blocked) gives way to any other.
     pub marks: Vec<Mark>,
     /// Named values of other stages (catalog, shapes, types), kept as they are; `None` removes.
     pub state: Vec<(String, Option<Vec<u8>>)>,

@@ -67,7 +67,9 @@ impl MarkSet {
         let mut changes = Vec::new();
         for mark in marks {
             let same = |old: &Mark| old.table == mark.table && old.audience == mark.audience;
-            if list.iter().any(|old| same(old) && (old.upto > mark.upto || old == mark)) {
+            // A mark without end is a block, and lasts until a later mark says where it ended.
+            let ended = |old: &Mark| old.upto == Position::MAX;
+            if list.iter().any(|old| same(old) && (old == mark || (old.upto > mark.upto && !ended(old)))) {
                 continue;
             }
             list.retain(|old| {
@@ -126,6 +128,17 @@ mod tests {
         assert_eq!(upto("user:9", "v"), None);
         assert_eq!(set.list().len(), 3);
         assert!(set.with(&[mark("t", None, 19), mark("t", None, 20)]).is_none(), "older or the same");
+    }
+
+    #[test]
+    fn a_block_ends_where_the_next_mark_says() {
+        let block = Mark { upto: Position::MAX, ..mark("t", None, 0) };
+        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), block]).unwrap();
+        let audience = Audience::parse("user:1").unwrap();
+        assert!(set.hide(&audience, "t", Position::boundary(Lsn::new(1000))));
+        let (set, _) = set.with(&[mark("t", None, 50)]).unwrap();
+        assert!(set.hide(&audience, "t", Position::boundary(Lsn::new(50))));
+        assert!(!set.hide(&audience, "t", Position::boundary(Lsn::new(51))));
     }
 
     #[test]
