@@ -67,7 +67,8 @@ pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
 }
 
 async fn play(stage: &Stage, screen: Screen, mode: Mode, setup: Duration) -> anyhow::Result<()> {
-    screen.fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
+    screen
+        .fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
     screen.fact("relay", &format!("http://{}, ready after {:.1} s", stage.address(), setup.as_secs_f64()))?;
     screen.fact("people", "Mia (user 42) with a phone and a laptop, Tom (user 7) with a phone")?;
     screen.fact("times", "from the commit's return to the frame's arrival")?;

@@ -161,8 +161,10 @@ async fn reckoning(cast: &mut Cast<'_>) -> anyhow::Result<()> {
         let rows = cast.stage.rows_of(user).await?;
         for device in cast.devices.iter().filter(|device| device.user == user) {
             let copy: Vec<_> = device.rows().iter().collect();
-            let mut truth: Vec<_> =
-                rows.iter().map(|(table, key, record)| (((*table).to_owned(), key.clone()), record)).collect();
+            let mut truth: Vec<_> = rows
+                .iter()
+                .map(|(table, key, record)| (((*table).to_owned(), key.clone()), record))
+                .collect();
             truth.sort();
             let same = copy.iter().map(|(place, record)| (*place, *record));
             if !same.eq(truth.iter().map(|(place, record)| (place, *record))) {
