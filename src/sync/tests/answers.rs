@@ -29,7 +29,7 @@ fn small_world() -> (World, Arc<MemoryLog>, Arc<Feed>) {
         (vec![keep_big], 1_500_000),
     ]);
     let log = Arc::new(MemoryLog::new(world.transactions.clone(), world.end));
-    let feed = feed(Arc::clone(&log));
+    let feed = feed(log.clone());
     (world, log, feed)
 }
 

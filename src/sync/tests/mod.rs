@@ -9,12 +9,11 @@ mod world;
 
 use std::sync::Arc;
 
-use log::MemoryLog;
-
 use super::SyncRequest;
 use crate::auth::{Grants, Identity, UserId};
 use crate::change::{Mark, Reason};
 use crate::feed::Feed;
+use crate::log::Log;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::route::{RouterState, Template, Tracked};
@@ -32,7 +31,7 @@ fn identity(grants: &[&str]) -> Identity {
 }
 
 /// A feed in which the world's tables are tracked.
-fn feed(log: Arc<MemoryLog>) -> Arc<Feed> {
+fn feed(log: Arc<dyn Log>) -> Arc<Feed> {
     let feed = Feed::new(log, Lsn::new(1));
     let mut state = RouterState::default();
     for (relid, name) in (1..).zip(world::TABLES) {

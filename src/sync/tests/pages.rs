@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -9,9 +10,11 @@ use serde_json::{Value, json};
 use super::log::MemoryLog;
 use super::world::{AUDIENCES, Copy, Op, TABLES, World, copy_of, op};
 use super::{feed, identity, request};
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Epoch};
 use crate::feed::Feed;
 use crate::hub::timestamp;
+use crate::log::{Append, Beginning, FjallLog, Log as _, LogOptions};
+use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::sync::{SyncStream, sync};
 
@@ -226,5 +229,53 @@ proptest! {
             apply(&mut copy, line["table"].as_str().unwrap(), line, false);
         }
         prop_assert_eq!(copy, copy_of(world.state_at(Position::MAX), &wish.wanted));
+    }
+}
+
+/// The world in the embedded log; the directory lives as long as the log is read.
+fn embedded(world: &World, directory: &std::path::Path) -> Arc<FjallLog> {
+    let options = LogOptions {
+        directory: directory.to_owned(),
+        max_age: Duration::from_secs(3600),
+        max_size: 1 << 30,
+        group_commit_interval: Duration::from_millis(50),
+        group_commit_size: 1 << 20,
+        queue_size: 8 << 20,
+    };
+    let start = world.states[0].0.commit;
+    let beginning = Beginning { epoch: Epoch::new(7), start, greatest_committed_at: 0, state: Vec::new() };
+    let log = FjallLog::create(&options, beginning).unwrap();
+    for transaction in &world.transactions {
+        let watermark = Some(Lsn::new(transaction.commit.get() + 5));
+        let append = Append { transaction: Some(Arc::clone(transaction)), watermark, ..Append::default() };
+        assert!(log.submit(append).unwrap().is_ok(), "a small history fits the queue");
+    }
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(log.applied()).unwrap();
+    log
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_embedded_log_gives_the_same(history in history(), wish in wish(), limit in 1usize..12, start: prop::sample::Index) {
+        let world = World::of(&history);
+        let directory = tempfile::tempdir().unwrap();
+        let feed = feed(embedded(&world, &directory.path().join("log")));
+        let (start, state) = &world.states[start.index(world.states.len())];
+        let mut copy = copy_of(state, &wish.wanted);
+        let from = json!({"cursor": feed.cursor(*start).to_string()});
+        follow(&feed, &wish, from, limit, &mut copy, |answer, copy| {
+            if answer["consistent"] == true {
+                assert_eq!(copy, &copy_of(world.state_at(position_of(answer)), &wish.wanted));
+            }
+        });
+        prop_assert_eq!(&copy, &copy_of(world.state_at(Position::MAX), &wish.wanted));
+        let greatest = world.transactions.iter().filter(|t| t.commit <= start.commit).map(|t| t.committed_at).max();
+        if let Some(time) = greatest {
+            let mut copy = copy_of(state, &wish.wanted);
+            follow(&feed, &wish, json!({"last_sync_timestamp": timestamp(time)}), limit, &mut copy, |_, _| {});
+            prop_assert_eq!(&copy, &copy_of(world.state_at(Position::MAX), &wish.wanted));
+        }
     }
 }
