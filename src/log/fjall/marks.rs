@@ -1,7 +1,8 @@
 //! The marks in force, found by table and audience.
 //!
 //! A mark never gives way to one that does not reach as far: what was declared unreadable stays so,
-//! also when Postgres sends again what had set an older mark.
+//! also when Postgres sends again what had set an older mark. Only a mark without end is taken back, by
+//! the next one: that is how a table that was blocked becomes readable again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -67,7 +68,8 @@ impl MarkSet {
         let mut changes = Vec::new();
         for mark in marks {
             let same = |old: &Mark| old.table == mark.table && old.audience == mark.audience;
-            if list.iter().any(|old| same(old) && (old.upto > mark.upto || old == mark)) {
+            let outlasts = |old: &Mark| old.upto > mark.upto && old.upto != Position::MAX;
+            if list.iter().any(|old| same(old) && (outlasts(old) || old == mark)) {
                 continue;
             }
             list.retain(|old| {
@@ -125,6 +127,17 @@ mod tests {
         assert_eq!(upto("user:9", "v"), None);
         assert_eq!(set.list().len(), 3);
         assert!(set.with(&[mark("t", None, 19), mark("t", None, 20)]).is_none(), "older or the same");
+    }
+
+    #[test]
+    fn a_mark_without_end_is_taken_back() {
+        let mut blocked = mark("t", None, 0);
+        blocked.upto = Position::MAX;
+        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), blocked.clone()]).unwrap();
+        assert_eq!(*set.list(), [blocked]);
+        let (set, _) = set.with(&[mark("t", None, 20)]).unwrap();
+        assert_eq!(*set.list(), [mark("t", None, 20)]);
+        assert!(set.with(&[mark("t", None, 10)]).is_none());
     }
 
     #[test]
