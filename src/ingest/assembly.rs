@@ -13,6 +13,9 @@ use crate::wal::pgoutput::Begin;
 /// depends on nothing but the stream.
 const PLACES: u32 = 2;
 
+/// A transaction that makes copies of more audiences of one table stale makes all of them stale.
+const MAX_MARKED_AUDIENCES: usize = 256;
+
 /// The transaction holds more messages than positions can tell apart.
 #[derive(Debug, thiserror::Error)]
 #[error("the transaction that commits at {commit} holds more than {} changes; it cannot be delivered", u32::MAX / PLACES)]
@@ -21,7 +24,7 @@ pub struct TooManyChanges {
 }
 
 #[derive(Debug)]
-pub struct Assembly {
+pub(super) struct Assembly {
     commit: Lsn,
     xid: u32,
     committed_at: i64,
@@ -29,18 +32,18 @@ pub struct Assembly {
     messages: u32,
     deliveries: Vec<Delivery>,
     size: usize,
-    pub tag: Option<Tag>,
-    pub fence: Option<String>,
-    pub marks: Vec<Mark>,
+    pub(super) tag: Option<Tag>,
+    pub(super) fence: Option<String>,
+    pub(super) marks: Vec<Mark>,
     /// Set once a part was passed on.
     attempt: Option<u32>,
     touched: Touched,
     /// Before the log's end: rows of it are there already, or belong to no log.
-    pub skipped: bool,
+    pub(super) skipped: bool,
 }
 
 impl Assembly {
-    pub fn new(begin: &Begin, greatest_so_far: i64, skipped: bool) -> Self {
+    pub(super) fn new(begin: &Begin, greatest_so_far: i64, skipped: bool) -> Self {
         let committed_at = begin.commit_time.unix_micros();
         Assembly {
             commit: begin.final_lsn,
@@ -59,46 +62,64 @@ impl Assembly {
         }
     }
 
-    pub fn xid(&self) -> u32 {
+    pub(super) fn xid(&self) -> u32 {
         self.xid
     }
 
-    pub fn attempt(&self) -> Option<u32> {
+    pub(super) fn attempt(&self) -> Option<u32> {
         self.attempt
     }
 
-    pub fn greatest_committed_at(&self) -> i64 {
+    pub(super) fn greatest_committed_at(&self) -> i64 {
         self.greatest_committed_at
     }
 
     /// A place for the next message: its first index.
-    pub fn next_index(&mut self) -> Result<u32, TooManyChanges> {
+    pub(super) fn next_index(&mut self) -> Result<u32, TooManyChanges> {
         self.messages = self.messages.checked_add(PLACES).ok_or(TooManyChanges { commit: self.commit })?;
         Ok(self.messages)
     }
 
     /// Where the message that came last stands.
-    pub fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         Position::new(self.commit, self.messages)
     }
 
-    pub fn add(&mut self, index: u32, body: Body) {
+    pub(super) fn add(&mut self, index: u32, body: Body) {
         let delivery = Delivery { index, body };
         self.size += delivery.size();
         self.deliveries.push(delivery);
     }
 
     /// Bytes held.
-    pub fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.size
     }
 
-    pub fn is_in_parts(&self) -> bool {
-        self.attempt.is_some()
+    /// Told with the transaction's end. Many audiences of one table become the whole table, so that a
+    /// large transaction does not grow memory by its marks.
+    pub(super) fn add_mark(&mut self, mark: Mark) {
+        let same_table = |other: &Mark| other.table == mark.table;
+        if mark.audience.is_none() {
+            self.marks.push(mark);
+            return;
+        }
+        // Positions only grow while a transaction is received.
+        if let Some(old) = self.marks.iter_mut().rev().find(|old| old.audience == mark.audience && same_table(old)) {
+            old.upto = mark.upto;
+            return;
+        }
+        let of_audiences = |other: &Mark| other.audience.is_some() && same_table(other);
+        if self.marks.iter().filter(|other| of_audiences(other)).count() < MAX_MARKED_AUDIENCES {
+            self.marks.push(mark);
+        } else {
+            self.marks.retain(|other| !(same_table(other) && other.reason == mark.reason));
+            self.marks.push(Mark { audience: None, ..mark });
+        }
     }
 
     /// What was received since the last part, to be passed on before the end is known.
-    pub fn take_part(&mut self) -> Transaction {
+    pub(super) fn take_part(&mut self) -> Transaction {
         if self.attempt.is_none() {
             self.attempt = Some(rand::random());
         }
@@ -109,7 +130,7 @@ impl Assembly {
     }
 
     /// The end: the transaction, or its last part with those whom it concerned.
-    pub fn finish(mut self) -> (Arc<Transaction>, Option<Touched>, Vec<Mark>) {
+    pub(super) fn finish(mut self) -> (Arc<Transaction>, Option<Touched>, Vec<Mark>) {
         let deliveries = std::mem::take(&mut self.deliveries);
         if self.attempt.is_some() {
             deliveries.iter().for_each(|delivery| self.touched.add(delivery));
@@ -130,6 +151,97 @@ impl Assembly {
             attempt: self.attempt,
             tag,
             deliveries,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::change::{Broadcast, Reason};
+    use crate::timestamp::PgTimestamp;
+    use crate::topic::Audience;
+
+    fn assembly() -> Assembly {
+        let begin = Begin { final_lsn: Lsn::new(100), commit_time: PgTimestamp::now(), xid: 7 };
+        Assembly::new(&begin, i64::MAX, false)
+    }
+
+    fn broadcast(payload: &'static str) -> Body {
+        Body::Broadcast(Broadcast {
+            audience: Audience::parse("user:1").unwrap(),
+            name: "news".into(),
+            id: "i".into(),
+            event: "e".into(),
+            payload: payload.into(),
+        })
+    }
+
+    fn mark(audience: Option<u32>, upto: u32) -> Mark {
+        Mark {
+            table: "orders".into(),
+            audience: audience.map(|id| Audience::parse(&format!("user:{id}")).unwrap()),
+            scopes: vec!["user".into()],
+            upto: Position::new(Lsn::new(100), upto),
+            reason: if audience.is_some() { Reason::Toast } else { Reason::Retracked },
+        }
+    }
+
+    #[test]
+    fn every_message_leaves_room_for_two_changes() {
+        let mut assembly = assembly();
+        assert_eq!(assembly.position(), Position::boundary(Lsn::new(100)));
+        assert_eq!((assembly.next_index().unwrap(), assembly.next_index().unwrap()), (2, 4));
+        assert_eq!(assembly.position(), Position::new(Lsn::new(100), 4));
+        assembly.messages = u32::MAX - 1;
+        assert!(assembly.next_index().is_err());
+    }
+
+    #[test]
+    fn a_small_transaction_stays_whole() {
+        let mut assembly = assembly();
+        assembly.add(2, broadcast("1"));
+        assert!(assembly.size() > 0);
+        let (transaction, touched, marks) = assembly.finish();
+        assert_eq!((transaction.attempt, transaction.deliveries.len(), marks.len()), (None, 1, 0));
+        assert_eq!(transaction.greatest_committed_at, i64::MAX);
+        assert!(touched.is_none());
+    }
+
+    #[test]
+    fn all_parts_are_of_one_attempt_and_the_tag_comes_with_the_last() {
+        let mut assembly = assembly();
+        assembly.tag = Some(Tag { device: "d".into(), correlation: None, user: None });
+        assembly.add(2, broadcast("1"));
+        let first = assembly.take_part();
+        assert_eq!((assembly.size(), first.deliveries.len(), &first.tag), (0, 1, &None));
+        assembly.add(4, broadcast("2"));
+        assembly.add_mark(mark(None, 4));
+        let (last, touched, marks) = assembly.finish();
+        assert!(first.attempt.is_some() && first.attempt == last.attempt);
+        assert_eq!((last.deliveries[0].index, marks.len()), (4, 1));
+        assert!(last.tag.is_some() && touched.is_some());
+    }
+
+    #[test]
+    fn marks_do_not_grow_with_the_transaction() {
+        let mut assembly = assembly();
+        assembly.add_mark(mark(None, 1));
+        for index in 2..10_000 {
+            assembly.add_mark(mark(Some(7), index));
+        }
+        assert_eq!(assembly.marks, [mark(None, 1), mark(Some(7), 9_999)]);
+        for index in 10_000..20_000 {
+            assembly.add_mark(mark(Some(index), index));
+            assert!(assembly.marks.len() <= MAX_MARKED_AUDIENCES + 2);
+        }
+        // Whoever was marked is covered by what is left.
+        assert_eq!(assembly.marks.first(), Some(&mark(None, 1)));
+        for index in 10_000..20_000 {
+            let mark = mark(Some(index), index);
+            let covers = |left: &Mark| left.upto >= mark.upto && (left.audience.is_none() || left.audience == mark.audience);
+            assert!(assembly.marks.iter().any(covers), "{index}");
         }
     }
 }

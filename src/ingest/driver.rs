@@ -1,6 +1,5 @@
 //! The stream loop: one connection, from its start to its failure or the relay's shutdown.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -11,9 +10,10 @@ use super::assembly::Assembly;
 use super::error::IngestError;
 use super::poller::Poll;
 use super::progress::Progress;
+use super::reach::Reach;
 use super::schema::Database;
 use super::supervisor::CLOSE_GRACE;
-use crate::change::{Body, Mark, Reason};
+use crate::change::{Body, Mark};
 use crate::feed::Feed;
 use crate::log::Append;
 use crate::lsn::Lsn;
@@ -47,8 +47,7 @@ pub(super) struct Driver {
     /// Everything before this was received; the server may be told so.
     received: Lsn,
     greatest_committed_at: i64,
-    /// How far each table's mark reaches: a later one never gives back what an earlier one took.
-    pub(super) marks: HashMap<Arc<str>, Position>,
+    pub(super) reach: Reach,
     /// A position without changes is passed to the log at most once a second.
     advance_at: Instant,
     idle_end: Lsn,
@@ -71,10 +70,6 @@ impl Driver {
         status_interval: std::time::Duration,
     ) -> Self {
         let watermark = feed.watermark();
-        let mut marks = HashMap::new();
-        for mark in feed.log.marks().iter().filter(|mark| mark.audience.is_none()) {
-            marks.insert(Arc::clone(&mark.table), mark.upto);
-        }
         let now = Instant::now();
         Driver {
             stream,
@@ -90,7 +85,7 @@ impl Driver {
             submitted: watermark.lsn,
             received: watermark.lsn,
             greatest_committed_at: watermark.greatest_committed_at,
-            marks,
+            reach: Reach::of(&feed.log.marks()),
             advance_at: now,
             idle_end: watermark.lsn,
             status_due: now,
@@ -321,7 +316,7 @@ impl Driver {
         }
         self.greatest_committed_at = assembly.greatest_committed_at();
         let (transaction, touched, marks) = assembly.finish();
-        let marks = self.never_less(marks);
+        let marks = self.reach.extend(marks);
         let changed = self.router.take_changed();
         let append = Append {
             transaction: Some(Arc::clone(&transaction)),
@@ -367,11 +362,12 @@ impl Driver {
     /// A mark beyond the stream's order: found by looking at the database, in force at once.
     pub(super) async fn mark_now(&mut self, mark: Mark) -> Result<(), IngestError> {
         tracing::info!(table = %mark.table, reason = mark.reason.as_str(), upto = %mark.upto, "copies of this table have to be synced in full");
-        if let Some(assembly) = &mut self.assembly {
-            assembly.marks.push(mark);
+        // Of a transaction that the log has already, nothing is handed over any more.
+        if let Some(assembly) = self.assembly.as_mut().filter(|assembly| !assembly.skipped) {
+            assembly.add_mark(mark);
             return Ok(());
         }
-        let marks = self.never_less(vec![mark]);
+        let marks = self.reach.extend(vec![mark]);
         let changed = self.router.take_changed();
         let state = if changed { self.state()? } else { Vec::new() };
         self.submit(Append { marks, state, ..Append::default() }).await?;
@@ -380,29 +376,9 @@ impl Driver {
         Ok(())
     }
 
-    /// A mark replaces the one before it, so it has to reach at least as far; except that the end of a
-    /// block takes back a mark without end.
     /// Where the stream stands.
     pub(super) fn here(&self) -> Position {
         self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
-    }
-
-    fn never_less(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
-        for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
-            let reach = self.marks.entry(Arc::clone(&mark.table)).or_insert(mark.upto);
-            if *reach == Position::MAX && mark.reason == Reason::Identity {
-                *reach = mark.upto;
-            }
-            // Told again under another reason the block still holds; a new generation ends it.
-            if *reach == Position::MAX
-                && matches!(mark.reason, Reason::Retracked | Reason::NewlyTracked | Reason::Untracked)
-            {
-                *reach = mark.upto;
-            }
-            *reach = (*reach).max(mark.upto);
-            mark.upto = *reach;
-        }
-        marks
     }
 
     fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {
@@ -466,7 +442,9 @@ impl Driver {
 
     async fn catalog_effect(&mut self, effect: CatalogEffect, at: Position) -> Result<(), IngestError> {
         let why = effect.marks.first().map(|mark| mark.reason);
-        self.assembly()?.marks.extend(effect.marks);
+        for mark in effect.marks {
+            self.assembly()?.add_mark(mark);
+        }
         match effect.ask {
             Some(relid) => self.ask(relid, at, why).await,
             None => Ok(()),

@@ -16,6 +16,7 @@ mod error;
 mod opening;
 mod poller;
 mod progress;
+mod reach;
 mod schema;
 mod supervisor;
 

@@ -51,7 +51,7 @@ impl Driver {
                 Reading::Plan(plan) => return Ok(Some(plan)),
                 Reading::Skip => return Ok(None),
                 Reading::Ask => self.ask(relid, at, None).await?,
-                Reading::Mark(mark) => self.assembly()?.marks.push(mark),
+                Reading::Mark(mark) => self.assembly()?.add_mark(mark),
             }
         }
     }
@@ -141,9 +141,10 @@ impl Driver {
     ) -> Result<(), IngestError> {
         // Readers were told to sync in full to beyond this row, so nobody misses it.
         let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
-        let pending = self.assembly()?.marks.iter().filter(|mark| Some(&mark.table) == name.as_ref());
+        let whole_table = |mark: &&Mark| mark.audience.is_none() && Some(&mark.table) == name.as_ref();
+        let pending = self.assembly()?.marks.iter().filter(whole_table);
         let pending = pending.map(|mark| mark.upto).max();
-        let stale = name.and_then(|name| self.marks.get(&name)).copied().max(pending);
+        let stale = name.and_then(|name| self.reach.upto(&name)).max(pending);
         if let Some(upto) = stale.filter(|upto| at <= *upto) {
             self.router.leave_out(relid, upto);
             return Ok(());
@@ -200,7 +201,8 @@ impl Driver {
                                 upto,
                                 reason: Reason::Toast,
                             });
-                            self.assembly()?.marks.extend(marks);
+                            let assembly = self.assembly()?;
+                            marks.for_each(|mark| assembly.add_mark(mark));
                             Debt::Unpayable
                         }
                     };

@@ -1,7 +1,8 @@
 //! The marks in force, found by table and audience.
 //!
 //! A mark never gives way to one that does not reach as far: what was declared unreadable stays so,
-//! also when Postgres sends again what had set an older mark.
+//! also when Postgres sends again what had set an older mark. Only a mark without end is taken back, by
+//! the next one: that is how a table that was blocked becomes readable again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -67,9 +68,8 @@ impl MarkSet {
         let mut changes = Vec::new();
         for mark in marks {
             let same = |old: &Mark| old.table == mark.table && old.audience == mark.audience;
-            // A mark without end is a block, and lasts until a later mark says where it ended.
-            let ended = |old: &Mark| old.upto == Position::MAX;
-            if list.iter().any(|old| same(old) && (old == mark || (old.upto > mark.upto && !ended(old)))) {
+            let outlasts = |old: &Mark| old.upto > mark.upto && old.upto != Position::MAX;
+            if list.iter().any(|old| same(old) && (outlasts(old) || old == mark)) {
                 continue;
             }
             list.retain(|old| {
@@ -131,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn a_block_ends_where_the_next_mark_says() {
-        let block = Mark { upto: Position::MAX, ..mark("t", None, 0) };
-        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), block]).unwrap();
-        let audience = Audience::parse("user:1").unwrap();
-        assert!(set.hide(&audience, "t", Position::boundary(Lsn::new(1000))));
-        let (set, _) = set.with(&[mark("t", None, 50)]).unwrap();
-        assert!(set.hide(&audience, "t", Position::boundary(Lsn::new(50))));
-        assert!(!set.hide(&audience, "t", Position::boundary(Lsn::new(51))));
+    fn a_mark_without_end_is_taken_back() {
+        let mut blocked = mark("t", None, 0);
+        blocked.upto = Position::MAX;
+        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), blocked.clone()]).unwrap();
+        assert_eq!(*set.list(), [blocked]);
+        let (set, _) = set.with(&[mark("t", None, 20)]).unwrap();
+        assert_eq!(*set.list(), [mark("t", None, 20)]);
+        assert!(set.with(&[mark("t", None, 10)]).is_none());
     }
 
     #[test]

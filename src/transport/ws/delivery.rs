@@ -93,7 +93,9 @@ impl Reader {
                 Body::Broadcast(broadcast) => {
                     let fresh = transaction.committed_at >= broadcasts_from;
                     if fresh && wanted.wants(&broadcast.audience, &broadcast.name, at) {
-                        broadcasts.push(encode(place, delivery, &Shown::Broadcast, style));
+                        // Behind the change that is held back, if there is one.
+                        let queue = if held.is_some() { &mut broadcasts } else { &mut *out };
+                        queue.push(encode(place, delivery, &Shown::Broadcast, style));
                     }
                     continue;
                 }

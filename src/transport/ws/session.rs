@@ -129,9 +129,12 @@ impl Session {
 
     fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
         self.take();
+        // A mark is in force before its transaction is published: one that belongs to what was taken
+        // just now must be met before the position passes it.
+        self.apply_marks(out);
         let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
         let worked = !items.is_empty();
-        for item in items.drain(..) {
+        for item in items.drain(..).filter(|item| item.published.transaction.commit >= self.position.commit) {
             self.reader.live(&item.published, &item.places, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(*upto));
@@ -154,12 +157,20 @@ impl Session {
         }
     }
 
-    /// Puts into frames what lies before `upto`, so that subscriptions may change there. Gives the
-    /// position at which the session then stands: `upto`, or an earlier one if it is behind.
+    /// Puts into frames what lies before `upto`, so that subscriptions may change there. The session
+    /// then stands at `upto`, or at an earlier position if it is behind.
     pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
+        // A replay must not be interrupted by other topics' changes, and a session that joins has opened
+        // its outbox before the new audiences were in it: only the log has all of what lies between.
+        if !self.replays.is_empty() || matches!(self.mode, Mode::Joining(_)) {
+            self.mode = Mode::Behind;
+            return;
+        }
         self.take();
+        self.apply_marks(out);
         let Mode::Live { items, .. } = &mut self.mode else { return };
-        while let Some(item) = items.pop_front_if(|item| item.published.transaction.commit < upto) {
+        let before = items.partition_point(|item| item.published.transaction.commit < upto);
+        for item in items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit) {
             self.reader.live(&item.published, &item.places, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(upto));
@@ -211,6 +222,10 @@ impl Session {
 
     async fn replay(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
         let Some(replay) = self.replays.front_mut() else { return Ok(Step::Worked) };
+        if replay.topics.is_empty() {
+            self.finish_replay(out);
+            return Ok(Step::Worked);
+        }
         let topics = replay.topics.iter().map(ToString::to_string).collect();
         if !std::mem::replace(&mut replay.begun, true) {
             let r#ref = replay.r#ref.as_ref();
@@ -221,26 +236,34 @@ impl Session {
         self.log_reaches(upto.commit).await?;
         let page = self.read(&wanted, after, upto).await?;
         self.apply_marks(out);
-        // Marks, or the device, may have ended it meanwhile.
+        // Marks may have ended all of its topics meanwhile; but it is still the first.
         let Some(replay) = self.replays.front_mut() else { return Ok(Step::Worked) };
         let Some(page) = page else {
             let topics = std::mem::take(&mut replay.topics);
             let oldest = self.feed.log.oldest();
-            self.replays.pop_front();
             self.end(&topics, Some(after), Some(oldest), Reason::TooOld, out);
             return Ok(Step::Worked);
         };
         replay.after = page.through;
         let wanted = replay.wanted.clone();
         self.show(&page, &wanted, out);
-        if !page.more
-            && let Some(done) = self.replays.pop_front()
-        {
-            let topics = done.topics.iter().map(ToString::to_string).collect();
-            let cursor = self.feed.cursor(done.upto);
-            out.push(Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor }.to_json().into());
+        if !page.more {
+            self.finish_replay(out);
         }
         Ok(Step::Worked)
+    }
+
+    /// Every `replay_begin` has its `caught_up`, of those topics that are left.
+    fn finish_replay(&mut self, out: &mut Vec<Bytes>) {
+        let Some(done) = self.replays.pop_front() else { return };
+        let topics = done.topics.iter().map(ToString::to_string).collect();
+        let cursor = self.feed.cursor(done.upto);
+        out.push(Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor }.to_json().into());
+    }
+
+    /// Where the copy of a topic that catches up stands; `None` if it does not.
+    pub(super) fn replaying(&self, pattern: &Pattern) -> Option<Position> {
+        self.replays.iter().find(|replay| replay.topics.contains(pattern)).map(|replay| replay.after)
     }
 
     fn show(&self, page: &Page, wanted: &Subscriptions, out: &mut Vec<Bytes>) {
@@ -340,7 +363,9 @@ impl Session {
         if topics.is_empty() {
             return;
         }
-        topics.iter().for_each(|pattern| drop(self.remove(pattern)));
+        for pattern in topics {
+            self.remove(pattern);
+        }
         self.tell(topics.iter().map(ToString::to_string).collect(), from, to, reason, out);
     }
 
@@ -364,7 +389,8 @@ impl Session {
         removed
     }
 
+    /// One that has begun is ended in its turn, in front of the device.
     fn drop_empty_replays(&mut self) {
-        self.replays.retain(|replay| !replay.topics.is_empty());
+        self.replays.retain(|replay| replay.begun || !replay.topics.is_empty());
     }
 }

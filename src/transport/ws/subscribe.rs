@@ -102,7 +102,9 @@ impl Session {
         if cursor.is_none() {
             self.await_marks(&patterns).await;
         } else {
-            patterns.iter().for_each(|pattern| drop(self.remove(pattern)));
+            for pattern in &patterns {
+                self.remove(pattern);
+            }
         }
         // Registered first: from the position that this gives, the outbox has everything. What lies
         // before it belongs to the old subscriptions alone.
@@ -137,7 +139,9 @@ impl Session {
                 subscribed.push(pattern);
             }
         }
-        self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(self.position), out);
+        // A topic that is still catching up stands further back.
+        let stands = subscribed.iter().filter_map(|pattern| self.replaying(pattern)).fold(self.position, Position::min);
+        self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(stands), out);
     }
 
     /// From a cursor: what lies between it and the session's position is replayed.
@@ -196,7 +200,7 @@ impl Session {
             if !has_copy && mark.upto != Position::MAX {
                 match &new.pattern.table {
                     Some(_) => new.from = new.from.max(mark.upto),
-                    None => new.tables.push((table, Start::After(mark.upto))),
+                    None => new.begin_table(table, Start::After(mark.upto)),
                 }
                 continue;
             }
@@ -204,7 +208,7 @@ impl Session {
             stale.push(Stale { topic, from, upto: mark.upto, reason: mark.reason });
             match &new.pattern.table {
                 Some(_) => whole = true,
-                None => new.tables.push((table, Start::Ended(mark.upto))),
+                None => new.begin_table(table, Start::Ended(mark.upto)),
             }
         }
         stale.dedup_by(|a, b| a.topic == b.topic);
@@ -275,10 +279,10 @@ impl Session {
             .cloned()
             .collect();
         if !gone.is_empty() {
-            gone.iter().for_each(|pattern| drop(self.remove(pattern)));
-            out.push(
-                Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into(),
-            );
+            for pattern in &gone {
+                self.remove(pattern);
+            }
+            out.push(Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into());
         }
         let topics = self.identity.grants.patterns().iter().map(ToString::to_string).collect();
         out.push(Answer::Granted { r#ref, topics }.to_json().into());

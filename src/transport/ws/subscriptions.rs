@@ -43,6 +43,12 @@ impl Subscription {
         Subscription { pattern, from, tables: Vec::new() }
     }
 
+    /// One table of a wildcard begins elsewhere. Each table stands here once.
+    pub(super) fn begin_table(&mut self, table: Arc<str>, start: Start) {
+        self.tables.retain(|(name, _)| *name != table);
+        self.tables.push((table, start));
+    }
+
     /// `None`: this table of it has ended.
     fn start(&self, table: &str) -> Option<Position> {
         match self.tables.iter().find(|(name, _)| **name == *table) {
@@ -131,8 +137,7 @@ impl Subscriptions {
         for other in &replay.list {
             let Some(own) = self.list.iter_mut().find(|own| own.pattern == other.pattern) else { continue };
             for (table, start) in other.tables.iter().filter(|(_, start)| matches!(start, Start::Ended(_))) {
-                own.tables.retain(|(name, _)| name != table);
-                own.tables.push((Arc::clone(table), *start));
+                own.begin_table(Arc::clone(table), *start);
             }
         }
     }
@@ -175,8 +180,7 @@ impl Subscriptions {
                 if subscription.pattern.table.is_some() {
                     over.push(subscription.pattern.clone());
                 } else {
-                    subscription.tables.retain(|(name, _)| *name != table);
-                    subscription.tables.push((table, Start::Ended(mark.upto)));
+                    subscription.begin_table(table, Start::Ended(mark.upto));
                 }
             }
             self.list.retain(|subscription| !over.contains(&subscription.pattern));
