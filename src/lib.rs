@@ -9,6 +9,7 @@ pub mod auth;
 pub mod change;
 pub mod config;
 pub mod cursor;
+pub mod demo;
 pub mod embedded;
 pub mod feed;
 pub mod hub;

@@ -1,0 +1,108 @@
+//! `rowcast demo`: a private PostgreSQL, a relay and three devices, shown and checked.
+//!
+//! * `stage` sets up and takes down the database and the relay;
+//! * `device` is a WebSocket client with a copy of its own, `rest` its requests;
+//! * `cast` puts the devices on the stage, `want` is what one of them is to be sent;
+//! * `story` is what happens, step by step; `encore` what goes on after it;
+//! * `screen` is what one sees of it.
+//!
+//! Everything goes through the public surface: SQL, WebSocket, REST. Nothing here looks into the relay,
+//! so a story that ends well is a proof, and `--check` makes it one for scripts.
+
+mod cast;
+mod device;
+mod encore;
+mod rest;
+mod screen;
+mod stage;
+mod story;
+mod wait;
+mod want;
+
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::cast::Cast;
+use self::screen::Screen;
+use self::stage::Stage;
+use self::story::Pause;
+use crate::config::Config;
+
+/// How the demo is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// For a person: with pauses, and it keeps running until a signal.
+    Show,
+    /// For a script: without a pause, and it ends with the story.
+    Check,
+}
+
+const READING_PAUSE: Duration = Duration::from_millis(1500);
+
+/// Runs the demo. Of `config` only `listen` and the limits count: where the port is taken, another one
+/// is used. An error says which step failed and why. Whatever the outcome, nothing is left running.
+pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
+    let mut ended = Box::pin(ended()?);
+    let screen = Screen::new();
+    screen.title("rowcast demo")?;
+    let begun = Instant::now();
+    let (stage, mut relay) = tokio::select! {
+        set = Stage::set(config) => set?,
+        // What was begun goes with its owner.
+        () = &mut ended => return Ok(()),
+    };
+    let played = tokio::select! {
+        played = play(&stage, screen, mode, begun.elapsed()) => played,
+        failure = relay.failed() => Err(failure.context("the relay failed")),
+        () = &mut ended => Ok(()),
+    };
+    // A failure of the story counts for more than one of the clean-up.
+    let struck = stage.strike(relay).await;
+    played.and(struck)?;
+    if mode == Mode::Show {
+        Screen::new().verdict("Stopped. Nothing is left running, and nothing on disk.")?;
+    }
+    Ok(())
+}
+
+async fn play(stage: &Stage, screen: Screen, mode: Mode, setup: Duration) -> anyhow::Result<()> {
+    screen.fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
+    screen.fact("relay", &format!("http://{}, ready after {:.1} s", stage.address(), setup.as_secs_f64()))?;
+    screen.fact("people", "Mia (user 42) with a phone and a laptop, Tom (user 7) with a phone")?;
+    screen.fact("times", "from the commit's return to the frame's arrival")?;
+    let mut cast = Cast::assemble(stage, screen).await?;
+    let from = cast.devices[cast::LAPTOP].cursor().to_owned();
+    let pause = Pause(if mode == Mode::Show { READING_PAUSE } else { Duration::ZERO });
+    story::tell(&mut cast, pause).await?;
+    cast.screen.verdict(&summary(&mut cast.latencies))?;
+    if mode == Mode::Show {
+        encore::play(&mut cast, &from).await?;
+    }
+    Ok(())
+}
+
+fn summary(latencies: &mut [Duration]) -> String {
+    latencies.sort_unstable();
+    let milliseconds = |place: usize| latencies.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1e3);
+    format!(
+        "All of it holds. {} frames: half within {:.2} ms of their commit, all within {:.2} ms.",
+        latencies.len(),
+        milliseconds(latencies.len() / 2),
+        milliseconds(latencies.len().saturating_sub(1)),
+    )
+}
+
+/// Until somebody wants it to end: Ctrl-C, `kill`, or a terminal that goes away.
+fn ended() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
