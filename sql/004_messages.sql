@@ -19,7 +19,9 @@ BEGIN
   PERFORM pg_logical_emit_message(true, 'rowcast', convert_to(encode(mac, 'hex') || E'\n' || body, 'UTF8'));
 END $$;
 
-CREATE OR REPLACE FUNCTION rowcast.tag(device text, correlation text DEFAULT NULL) RETURNS void
+-- A device's id alone does not say whose it is: with user_id the tag is told to exactly that user's
+-- devices, without it to those whose user is known to have a device of this id.
+CREATE OR REPLACE FUNCTION rowcast.tag(device text, correlation text DEFAULT NULL, user_id text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   IF device IS NULL OR device !~ '^[A-Za-z0-9_-]{1,64}$' THEN
@@ -32,10 +34,15 @@ BEGIN
       USING ERRCODE = 'program_limit_exceeded', DETAIL = 'It travels with every change of the transaction.',
         HINT = 'Use an id of at most 256 bytes.';
   END IF;
+  IF octet_length(user_id) > 256 THEN
+    RAISE EXCEPTION 'rowcast.tag: the user''s id is % bytes long', octet_length(user_id)
+      USING ERRCODE = 'program_limit_exceeded', DETAIL = 'No token has such a subject.',
+        HINT = 'Name the user as the token''s sub does.';
+  END IF;
   PERFORM rowcast.emit(json_build_object('tag',
-    json_build_object('device', device, 'correlation', correlation))::text);
+    json_build_object('device', device, 'correlation', correlation, 'user', user_id))::text);
 END $$;
-COMMENT ON FUNCTION rowcast.tag(text, text) IS 'Says that the changes of this transaction come from a device.';
+COMMENT ON FUNCTION rowcast.tag(text, text, text) IS 'Says that the changes of this transaction come from a device.';
 
 -- The payload is passed on as it is written. A jsonb value needs payload => value::json.
 CREATE OR REPLACE FUNCTION rowcast.broadcast(topic text, event text, payload json) RETURNS uuid

@@ -8,7 +8,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA rowcast FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION rowcast.track(regclass, text[], text[]), rowcast.untrack(regclass),
   rowcast.check_rights(oid, text) TO PUBLIC;
 
-GRANT EXECUTE ON FUNCTION rowcast.tag(text, text), rowcast.broadcast(text, text, json), rowcast.user_topics(text),
+GRANT EXECUTE ON FUNCTION rowcast.tag(text, text, text), rowcast.broadcast(text, text, json), rowcast.user_topics(text),
   rowcast.encode_segment(text), rowcast.has_control(text) TO rowcast_writer;
 
 -- The relay sees everything here and changes nothing. It broadcasts what its API is asked to.

@@ -5,6 +5,7 @@
 //! `sync` answers devices that were away and `auth` decides who may see what.
 //! `docs/ARCHITECTURE.md` follows a change through them.
 
+pub mod app;
 pub mod auth;
 pub mod change;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod lsn;
 pub mod position;
 pub mod postgres;
 pub mod route;
+pub mod sync;
 pub mod timestamp;
 pub mod topic;
 pub mod transport;

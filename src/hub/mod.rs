@@ -36,6 +36,10 @@ use outbox::Outbox;
 /// the log. Bounds memory, costs a look into the log for each session.
 const MAX_TOUCHED: usize = 65_536;
 
+/// A transaction of more bytes than this is not put into outboxes, where a few of its changes would
+/// keep all of it in memory: its readers go to the log.
+const MAX_HELD: usize = 1024 * 1024;
+
 /// Fan-out of one log.
 pub struct Hub {
     inner: Mutex<Inner>,
@@ -178,7 +182,9 @@ impl Inner {
             wanted.sort_unstable();
             wanted.dedup();
         }
-        if !wanted.is_empty() {
+        if transaction.deliveries.len() > 1 && transaction.size() > MAX_HELD {
+            wanted.iter().filter_map(|(id, _)| self.sessions.get(id)).for_each(|outbox| outbox.lose());
+        } else if !wanted.is_empty() {
             let published = Arc::new(Published::new(Arc::clone(transaction), end));
             for of_session in wanted.chunk_by(|a, b| a.0 == b.0) {
                 if let Some(outbox) = self.sessions.get(&of_session[0].0) {

@@ -48,7 +48,7 @@ pub(super) struct Driver {
     received: Lsn,
     greatest_committed_at: i64,
     /// How far each table's mark reaches: a later one never gives back what an earlier one took.
-    marks: HashMap<Arc<str>, Position>,
+    pub(super) marks: HashMap<Arc<str>, Position>,
     /// A position without changes is passed to the log at most once a second.
     advance_at: Instant,
     idle_end: Lsn,
@@ -150,7 +150,6 @@ impl Driver {
                     self.received = self.received.max(wal_end);
                     self.idle_end = wal_end;
                     self.progress.saw_server_end(wal_end);
-                    self.feed.hub.advance(wal_end);
                     if reply_requested {
                         self.advance().await?;
                     }
@@ -173,6 +172,7 @@ impl Driver {
         let to = self.idle_end;
         self.submit(Append { watermark: Some(to), ..Append::default() }).await?;
         self.submitted = to;
+        self.feed.hub.advance(to);
         self.progress.set_received(to, None);
         Ok(())
     }
@@ -462,10 +462,11 @@ impl Driver {
     }
 
     async fn catalog_effect(&mut self, effect: CatalogEffect, at: Position) -> Result<(), IngestError> {
+        let why = effect.marks.first().map(|mark| mark.reason);
         self.assembly()?.marks.extend(effect.marks);
-        if let Some(relid) = effect.ask {
-            self.ask(relid, at).await?;
+        match effect.ask {
+            Some(relid) => self.ask(relid, at, why).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -59,9 +59,12 @@ impl Poller {
         loop {
             let asked = self.tables.borrow().clone();
             let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
+            // Also when ingest stands still and takes no polls: how far behind it is must show.
+            self.progress.saw_server_end(insert_lsn);
             self.look_at_slot(&client).await?;
             // When ingest is behind with the last look, this one would tell it nothing more.
-            let _ = self.polls.try_send(Poll { asked: asked.into_iter().collect(), fingerprints, insert_lsn });
+            let _ =
+                self.polls.try_send(Poll { asked: asked.into_iter().collect(), fingerprints, insert_lsn });
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
                 () = self.nudge.notified() => {}
@@ -73,7 +76,9 @@ impl Poller {
         let row = client
             .query_opt(
                 "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::int8,
-                        (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size')
+                        (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
+                        EXISTS (SELECT FROM pg_catalog.pg_stat_replication r
+                                WHERE r.pid = s.active_pid AND r.sync_state IN ('sync', 'quorum', 'potential'))
                  FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1",
                 &[&self.slot],
             )
@@ -82,7 +87,17 @@ impl Poller {
             let held = row.get::<_, Option<i64>>(0).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
             let limit = row.get::<_, Option<i64>>(1).and_then(|bytes| u64::try_from(bytes).ok());
             self.progress.set_wal(held, limit);
-            metrics::gauge!("rowcast_slot_wal_held_bytes").set(held as f64);
+            let synchronous = row.get(2);
+            match (self.progress.set_synchronous(synchronous), synchronous) {
+                (false, true) => tracing::error!(
+                    "PostgreSQL counts this relay as a synchronous standby: commits may wait for it; name your \
+                     standbys in synchronous_standby_names instead of '*'"
+                ),
+                (true, false) => {
+                    tracing::info!("PostgreSQL no longer counts this relay as a synchronous standby")
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

@@ -1,9 +1,14 @@
 //! How far ingest is, for health, metrics and people.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
+
+/// What ingest may lack for long without being behind: the server's end lies in the middle of a record
+/// that an open transaction has begun, or in a page that nothing makes it write out.
+const LAG_SLACK_BYTES: u64 = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -33,6 +38,10 @@ pub struct Progress {
     confirmed: AtomicU64,
     server_end: AtomicU64,
     committed_at: AtomicI64,
+    /// When ingest began to be behind, microseconds since 1970; zero while it is not.
+    behind_since: AtomicI64,
+    /// Commits may wait for this relay.
+    synchronous: AtomicBool,
     wal_held: AtomicU64,
     /// Zero: PostgreSQL sets no limit.
     wal_limit: AtomicU64,
@@ -46,6 +55,8 @@ impl Default for Progress {
             confirmed: AtomicU64::new(0),
             server_end: AtomicU64::new(0),
             committed_at: AtomicI64::new(0),
+            behind_since: AtomicI64::new(0),
+            synchronous: AtomicBool::new(false),
             wal_held: AtomicU64::new(0),
             wal_limit: AtomicU64::new(0),
         }
@@ -90,6 +101,11 @@ impl Progress {
 
     pub fn saw_server_end(&self, lsn: Lsn) {
         self.server_end.fetch_max(lsn.get(), Ordering::Relaxed);
+        if self.lag_bytes() <= LAG_SLACK_BYTES {
+            self.behind_since.store(0, Ordering::Relaxed);
+        } else if self.behind_since.load(Ordering::Relaxed) == 0 {
+            self.behind_since.store(PgTimestamp::now().unix_micros(), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn restart_server_end(&self, lsn: Lsn) {
@@ -116,9 +132,44 @@ impl Progress {
         self.server_end().bytes_since(self.received())
     }
 
-    /// How far behind, in microseconds since the last commit received; zero when nothing is missing.
+    /// How far behind, in microseconds: since the last commit received or since ingest fell behind,
+    /// whichever is later. A database that was idle for long makes no lag of its own.
     pub fn lag_micros(&self, now: i64) -> i64 {
-        let committed_at = self.committed_at.load(Ordering::Relaxed);
-        if self.lag_bytes() == 0 || committed_at == 0 { 0 } else { (now - committed_at).max(0) }
+        match self.behind_since.load(Ordering::Relaxed) {
+            0 => 0,
+            since => (now - since.max(self.committed_at.load(Ordering::Relaxed))).max(0),
+        }
+    }
+
+    /// Whether PostgreSQL counts this relay as a synchronous standby.
+    pub fn is_synchronous(&self) -> bool {
+        self.synchronous.load(Ordering::Relaxed)
+    }
+
+    /// Returns what it was before.
+    pub(super) fn set_synchronous(&self, synchronous: bool) -> bool {
+        self.synchronous.swap(synchronous, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_for_long_is_a_lag() {
+        let progress = Progress::default();
+        progress.set_received(Lsn::new(1 << 20), Some(1_000));
+        let hour = 3_600_000_000;
+        let now = PgTimestamp::now().unix_micros();
+        assert_eq!(progress.lag_micros(now), 0, "the last commit is long ago, and nothing is missing");
+        progress.saw_server_end(Lsn::new((1 << 20) + LAG_SLACK_BYTES));
+        assert_eq!(progress.lag_micros(now + hour), 0, "less than a record");
+        progress.saw_server_end(Lsn::new(2 << 20));
+        assert!((hour..hour + hour / 60).contains(&progress.lag_micros(now + hour)), "since it fell behind");
+        progress.set_received(Lsn::new(3 << 19), Some(now + hour));
+        assert_eq!(progress.lag_micros(now + hour), 0, "it follows closely");
+        progress.set_received(Lsn::new(2 << 20), None);
+        assert_eq!((progress.lag_bytes(), progress.lag_micros(now + 2 * hour)), (0, 0));
     }
 }

@@ -50,18 +50,20 @@ impl Driver {
             match self.router.reading(relid, at) {
                 Reading::Plan(plan) => return Ok(Some(plan)),
                 Reading::Skip => return Ok(None),
-                Reading::Ask => self.ask(relid, at).await?,
+                Reading::Ask => self.ask(relid, at, None).await?,
                 Reading::Mark(mark) => self.assembly()?.marks.push(mark),
             }
         }
     }
 
-    /// Asks the database about a table, and takes in what it says.
-    pub(super) async fn ask(&mut self, relid: u32, at: Position) -> Result<(), IngestError> {
+    /// Asks the database about a table, and takes in what it says. `why`: what readers are told if they
+    /// have to sync for it, where that is known better than from the answer.
+    pub(super) async fn ask(&mut self, relid: u32, at: Position, why: Option<Reason>) -> Result<(), IngestError> {
         let fetch = self.fetch(relid).await?;
         self.progress.saw_server_end(fetch.insert_lsn);
         if let Some(mark) = self.router.learn(relid, fetch, at) {
-            self.mark_now(mark).await?;
+            let reason = why.unwrap_or(mark.reason);
+            self.mark_now(Mark { reason, ..mark }).await?;
             self.push_on().await?;
         }
         Ok(())
@@ -116,8 +118,7 @@ impl Driver {
         for (relid, fingerprint) in known {
             // A table that the poll did not ask about was tracked since.
             if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != Some(&fingerprint) {
-                let at = Position::boundary(poll.insert_lsn);
-                self.ask(relid, at.min(self.here())).await?;
+                self.ask(relid, self.here(), None).await?;
             }
         }
         Ok(())
@@ -126,9 +127,18 @@ impl Driver {
     /// A row that cannot be read. If the table changed under it, its copies are stale, and the row with
     /// them; if not, going on would lose it.
     pub(super) async fn unreadable(&mut self, relid: u32, at: Position, error: RowError) -> Result<(), IngestError> {
+        // Readers were told to sync in full to beyond this row, so nobody misses it.
+        let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
+        let pending = self.assembly()?.marks.iter().filter(|mark| Some(&mark.table) == name.as_ref());
+        let pending = pending.map(|mark| mark.upto).max();
+        let stale = name.and_then(|name| self.marks.get(&name)).copied().max(pending);
+        if let Some(upto) = stale.filter(|upto| at <= *upto) {
+            self.router.leave_out(relid, upto);
+            return Ok(());
+        }
         let fingerprint = |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
         let before = fingerprint(self);
-        self.ask(relid, at).await?;
+        self.ask(relid, at, None).await?;
         if fingerprint(self) != before {
             self.router.leave_out(relid, Position::boundary(self.progress.server_end()));
             return Ok(());

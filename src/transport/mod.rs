@@ -4,7 +4,16 @@
 //! on every change of grants. It turns requests into reads of a [`Feed`](crate::feed::Feed) and
 //! deliveries into frames, at each device's own pace.
 
+mod guard;
+mod health;
+mod http_auth;
+mod metrics;
+mod problem_response;
 mod relay;
+mod rest;
+mod router;
 mod ws;
 
+pub(crate) use metrics::install as install_metrics;
 pub use relay::{Limits, Relay, SessionPlace, Sessions};
+pub(crate) use router::router;

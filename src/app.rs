@@ -1,0 +1,262 @@
+//! Wires the stages: configuration in, a running relay out; and the order in which it starts and stops.
+//!
+//! Nothing here waits for PostgreSQL: HTTP answers at once, `/ready` says 503, and ingest keeps trying.
+//! The one token `Relay::shutdown` ends everything; the death of a critical task ends the program.
+
+mod alarms;
+mod embedded;
+mod signals;
+mod stopped;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Verifier;
+use crate::config::Config;
+use crate::ingest::{Ingest, IngestError, IngestOptions};
+use crate::log::LogOptions;
+use crate::postgres::Target;
+use crate::transport::{self, Limits, Relay, Sessions};
+
+use embedded::EmbeddedDatabase;
+use signals::Signals;
+
+/// What ingest may have handed to the log before it has to wait. Several parts of a big transaction, and
+/// far below what a transaction may cost in memory (256 MiB).
+const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Critical tasks: ingest, HTTP, alarms. Each fails at most once.
+const CRITICAL_TASKS: usize = 3;
+
+/// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("signals cannot be listened to")?;
+    // Given up on the way, everything that was started ends with what it is held by.
+    let mut running = tokio::select! {
+        running = start(config) => running?,
+        () = signals.stop() => return Ok(()),
+    };
+    announce(&running);
+    let failure = tokio::select! {
+        () = signals.stop() => None,
+        failure = running.failed() => Some(failure),
+    };
+    let stopping = running.shutdown();
+    tokio::select! {
+        () = stopping => {}
+        () = signals.stop() => {
+            tracing::warn!("told twice: ending at once");
+            std::process::exit(1);
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// A relay that runs in this process.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    relay: Arc<Relay>,
+    /// The tasks without which the relay is none.
+    critical: TaskTracker,
+    failures: mpsc::Receiver<anyhow::Error>,
+    grace: Duration,
+    database: Option<EmbeddedDatabase>,
+}
+
+/// Starts a relay. It listens when this returns; whether it is ready, `/ready` tells.
+pub async fn start(config: Config) -> anyhow::Result<Running> {
+    let auth = config.auth().context("no jwt_secret is set")?;
+    let verifier = Verifier::new(auth).context("tokens cannot be checked")?;
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| {
+        format!("cannot listen on {}; choose another address with --listen", config.listen)
+    })?;
+    let address = listener.local_addr()?;
+    let database = match config.embedded_directory() {
+        Some(directory) => Some(EmbeddedDatabase::start(&directory).await?),
+        None => None,
+    };
+    let metrics = transport::install_metrics();
+    let options = ingest_options(&config, database.as_ref())?;
+    // Opening the log reads the disk, and recovers after a crash.
+    let (ingest, feed) =
+        tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let relay = Arc::new(Relay {
+        feed,
+        verifier,
+        progress: ingest.progress(),
+        sessions: Sessions::default(),
+        limits: limits(&config),
+        metrics,
+        shutdown: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    });
+    // No await from here on: what is started is held.
+    let (failed, failures) = mpsc::channel(CRITICAL_TASKS);
+    let running = Running {
+        address,
+        relay,
+        critical: TaskTracker::new(),
+        failures,
+        grace: config.shutdown_grace,
+        database,
+    };
+    running.spawn_ingest(ingest, failed.clone())?;
+    running.spawn_http(listener, failed.clone());
+    running.spawn_critical("the alarms", failed, alarms::watch(Arc::clone(&running.relay), config.wal_alert));
+    Ok(running)
+}
+
+impl Running {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The private PostgreSQL's URL, where there is one.
+    pub fn database_url(&self) -> Option<String> {
+        self.database.as_ref().map(EmbeddedDatabase::url)
+    }
+
+    /// Waits until the relay cannot go on, and says why. Cancel-safe.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        self.failures.recv().await.unwrap_or_else(|| anyhow::anyhow!("every task of the relay has ended"))
+    }
+
+    /// Ends it in order, within the grace period: no new connections, sessions are told to come back,
+    /// what is durable is confirmed to PostgreSQL.
+    pub async fn shutdown(mut self) {
+        let deadline = Instant::now() + self.grace;
+        tracing::info!(grace = ?self.grace, "shutting down");
+        self.relay.shutdown.cancel();
+        self.relay.tasks.close();
+        self.critical.close();
+        let orderly = async {
+            self.relay.tasks.wait().await;
+            self.critical.wait().await;
+        };
+        if tokio::time::timeout_at(deadline, orderly).await.is_err() {
+            tracing::warn!(grace = ?self.grace, "not everything ended in time; what was not confirmed is sent again");
+        }
+        if let Some(database) = &mut self.database {
+            database.stop().await;
+        }
+        tracing::info!("stopped");
+    }
+
+    /// On a thread of its own, so that no amount of work for devices delays it.
+    fn spawn_ingest(&self, ingest: Ingest, failed: mpsc::Sender<anyhow::Error>) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let shutdown = self.relay.shutdown.clone();
+        let (ended, end) = oneshot::channel();
+        let body = move || {
+            // Nobody waits any more when the process is on its way out.
+            let _ = ended.send(runtime.block_on(ingest.run(shutdown)));
+        };
+        std::thread::Builder::new().name("ingest".to_owned()).spawn(body)?;
+        self.spawn_critical("ingest", failed, async move {
+            // The sender goes without a word only in a panic, which is in the log.
+            end.await.unwrap_or(Err(IngestError::Protocol("ingest panicked"))).map_err(stopped::explain)
+        });
+        Ok(())
+    }
+
+    fn spawn_http(&self, listener: TcpListener, failed: mpsc::Sender<anyhow::Error>) {
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY could not be set");
+            }
+        });
+        let router = transport::router(Arc::clone(&self.relay));
+        let shutdown = self.relay.shutdown.clone().cancelled_owned();
+        let server = axum::serve(listener, router).with_graceful_shutdown(shutdown);
+        self.spawn_critical("the HTTP server", failed, async move { Ok(server.await?) });
+    }
+
+    /// A task whose failure, panic or untimely end is the relay's.
+    fn spawn_critical(
+        &self,
+        name: &'static str,
+        failed: mpsc::Sender<anyhow::Error>,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let shutdown = self.relay.shutdown.clone();
+        let task = tokio::spawn(task);
+        self.critical.spawn(async move {
+            let failure = match task.await {
+                Ok(Ok(())) if shutdown.is_cancelled() => return,
+                Ok(Ok(())) => anyhow::anyhow!("{name} ended"),
+                Ok(Err(error)) => error,
+                Err(error) => anyhow::Error::new(error).context(format!("{name} died")),
+            };
+            if shutdown.is_cancelled() {
+                tracing::error!(error = format!("{failure:#}"), "{name} failed while shutting down");
+            }
+            // There is room for every task's failure; nobody listens during shutdown.
+            let _ = failed.try_send(failure);
+        });
+    }
+}
+
+fn ingest_options(config: &Config, database: Option<&EmbeddedDatabase>) -> anyhow::Result<IngestOptions> {
+    let embedded = database.map(EmbeddedDatabase::url);
+    let url = embedded.as_deref().or(config.database_url.as_ref().map(|url| url.expose()));
+    let url = url.context("no database_url is set")?;
+    Ok(IngestOptions {
+        target: Target::parse(url).context("database_url")?,
+        slot: config.slot.clone(),
+        log: LogOptions {
+            directory: config.log_directory(),
+            max_age: config.log_max_age,
+            max_size: config.log_max_size,
+            group_commit_interval: config.group_commit_interval,
+            group_commit_size: size(config.group_commit_size),
+            queue_size: LOG_QUEUE_BYTES,
+        },
+        part_size: size(config.big_transaction_size),
+        poll_interval: config.fingerprint_interval,
+    })
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        heartbeat: config.heartbeat,
+        auth_timeout: config.auth_timeout,
+        max_message_size: size(config.max_message_size),
+        outbox_size: size(config.outbox_size),
+        max_sessions_per_user: config.max_sessions_per_user,
+        max_subscriptions_per_session: config.max_subscriptions_per_session,
+        broadcast_replay: config.broadcast_replay,
+        url_token: config.url_token,
+        ready_lag_bytes: config.ready_lag_bytes,
+        ready_lag_time: config.ready_lag_time,
+    }
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Tells whoever started the program where it is. Nobody may be reading.
+fn announce(running: &Running) {
+    let mut out = std::io::stdout().lock();
+    let mut say = |line: String| drop(writeln!(out, "{line}"));
+    if let Some(url) = running.database_url() {
+        say(format!("PostgreSQL runs at {url}"));
+        say(format!("  make a table:  psql '{url}'"));
+        say("  share it:      SELECT rowcast.track('public.orders');".to_owned());
+        say("  make a token:  rowcast token --sub 42".to_owned());
+        say("  watch it:      rowcast tail 'user:42:*'".to_owned());
+    }
+    say(format!("listening on http://{}", running.address));
+}

@@ -1,0 +1,131 @@
+//! Why a sync has no answer, and how that is told to the device.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::problem::Problem;
+use crate::change::Reason;
+use crate::json::object::RecordError;
+use crate::log::LogError;
+use crate::topic::{Pattern, TopicError, decode_segment};
+
+/// Seconds after which a device may ask again when the relay has to catch up first.
+const RETRY_AFTER_SECONDS: u32 = 2;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error("the body is not a JSON object: {0}; send an object with device_id, topics and cursor")]
+    Body(serde_json::Error),
+    #[error("`{field}` {expected}")]
+    Field { field: &'static str, expected: &'static str },
+    #[error("`topics` is missing; name the topics to sync, as in [\"user:42:*\"]")]
+    TopicsRequired,
+    #[error("the topic `{topic}` cannot be read: {source}")]
+    Topic { topic: String, source: TopicError },
+    #[error("`cursor` is not a cursor of this server; send back unchanged what the server gave")]
+    Cursor,
+    #[error("the topic `{0}` is not granted to this token; ask for topics within its grants")]
+    NotGranted(Pattern),
+    #[error("these tables cannot be synced from the given position; fetch them anew and go on with a new cursor")]
+    FullRequired(BTreeMap<Arc<str>, Reason>),
+    #[error("the relay has not yet read again all that this cursor vouches for; retry shortly")]
+    NotCaughtUp,
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("the task that read the log ended early: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl SyncError {
+    /// The error's name on the wire.
+    pub fn code(&self) -> &'static str {
+        match self {
+            SyncError::Body(_) | SyncError::Field { .. } => "invalid_request",
+            SyncError::TopicsRequired => "topics_required",
+            SyncError::Topic { .. } => "invalid_topic",
+            SyncError::Cursor => "invalid_cursor",
+            SyncError::NotGranted(_) => "not_granted",
+            SyncError::FullRequired(_) => "full_sync_required",
+            SyncError::NotCaughtUp => "not_caught_up",
+            SyncError::Log(LogError::Stopped(_)) => "unavailable",
+            SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => "internal",
+        }
+    }
+
+    pub fn status(&self) -> u16 {
+        match self {
+            SyncError::Body(_)
+            | SyncError::Field { .. }
+            | SyncError::TopicsRequired
+            | SyncError::Topic { .. }
+            | SyncError::Cursor => 400,
+            SyncError::NotGranted(_) => 403,
+            SyncError::FullRequired(_) => 409,
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => 503,
+            SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => 500,
+        }
+    }
+
+    /// Whether the cause lies in the relay and belongs into its own log.
+    pub fn is_internal(&self) -> bool {
+        matches!(self, SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_))
+    }
+
+    pub fn problem(&self) -> Problem {
+        // What failed inside names directories and tasks: nothing for a device.
+        let detail =
+            if self.is_internal() { "the relay could not read its log".to_owned() } else { self.to_string() };
+        let problem = Problem::new(self.status(), self.code(), detail);
+        match self {
+            SyncError::Field { field, .. } => problem.with("field", *field),
+            SyncError::Topic { topic, .. } => problem.with("topic", topic.as_str()),
+            SyncError::NotGranted(topic) => problem.with("topic", topic.to_string()),
+            SyncError::FullRequired(tables) => problem.with("tables", tables_with_reasons(tables)),
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => {
+                problem.retry_after(RETRY_AFTER_SECONDS)
+            }
+            _ => problem,
+        }
+    }
+}
+
+fn tables_with_reasons(tables: &BTreeMap<Arc<str>, Reason>) -> serde_json::Value {
+    let entry = |(name, reason): (&Arc<str>, &Reason)| {
+        (table_name(name), serde_json::json!({ "reason": reason.as_str() }))
+    };
+    serde_json::Value::Object(tables.iter().map(entry).collect())
+}
+
+/// A table as answers name it: its topics' last segment, decoded.
+pub(super) fn table_name(segment: &str) -> String {
+    decode_segment(segment).unwrap_or_else(|_| segment.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_told_by_their_plain_names() {
+        let tables = [("a%3Ab".into(), Reason::TooOld), ("orders".into(), Reason::NoCursor)];
+        let problem = SyncError::FullRequired(tables.into()).problem();
+        assert_eq!((problem.status, problem.code), (409, "full_sync_required"));
+        assert_eq!(
+            serde_json::to_value(&problem).unwrap()["tables"],
+            serde_json::json!({"a:b": {"reason": "too_old"}, "orders": {"reason": "no_cursor"}})
+        );
+    }
+
+    #[test]
+    fn what_fails_inside_stays_inside() {
+        let source = std::io::Error::other("secret").into();
+        let problem = SyncError::Log(LogError::Storage { directory: "/var/lib/x".into(), source }).problem();
+        assert_eq!((problem.status, problem.code), (500, "internal"));
+        assert!(!problem.detail.contains("/var") && !problem.detail.contains("secret"));
+        let stopped = SyncError::Log(LogError::Stopped("disk".into())).problem();
+        assert_eq!((stopped.status, stopped.retry_after), (503, Some(2)));
+    }
+}

@@ -1,0 +1,81 @@
+//! What holds for every answer, whatever its handler did: it is never cached, an error is a problem
+//! document, a panic is a bare 500, and it is counted. The URL's query, which may hold a token, is
+//! looked at nowhere here.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+
+use super::metrics::count_request;
+use super::problem_response::ProblemResponse;
+
+/// Time in which the head of an answer must be there, the request's body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a request waits for a place among those that are answered at once.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) async fn every_answer(request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    // Nothing of the request is used after a panic, and shared state recovers its locks.
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answer.unwrap_or_else(|_| {
+        let route = route.as_ref().map_or("unknown", MatchedPath::as_str);
+        ProblemResponse::internal(&format_args!("the handler of {route} panicked")).into_response()
+    });
+    let status = response.status();
+    if (status.is_client_error() || status.is_server_error()) && !has_document(&response) {
+        response = explain(response);
+    }
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    count_request(&method, route.as_ref(), status, begun.elapsed());
+    response
+}
+
+pub(super) async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let detail = "the relay did not answer in time";
+            ProblemResponse::unavailable("timeout", detail, Duration::from_secs(1)).into_response()
+        }
+    }
+}
+
+/// The framework's own refusals are empty or plain text.
+fn has_document(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| !kind.as_bytes().starts_with(b"text/plain"))
+}
+
+/// A problem document in the place of the body; the other headers (`Allow`, `Upgrade`) stay.
+fn explain(refusal: Response) -> Response {
+    let (mut head, _) = refusal.into_parts();
+    let mut problem = ProblemResponse::bare(head.status).into_response();
+    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH] {
+        head.headers.remove(name);
+    }
+    head.headers.extend(problem.headers_mut().drain());
+    Response::from_parts(head, problem.into_body())
+}
+
+/// Waits for a place among those that are answered at once; a crowd is told to come back.
+pub(super) async fn at_most(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(PLACE_TIMEOUT, places.acquire()).await {
+        Ok(Ok(_place)) => next.run(request).await,
+        // The semaphore is never closed.
+        Ok(Err(_)) | Err(_) => {
+            let detail = "too many requests are being answered";
+            ProblemResponse::unavailable("busy", detail, Duration::from_secs(2)).into_response()
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Liveness and readiness.
+//!
+//! `/health` says that the process answers, whatever becomes of the database: a supervisor that restarts
+//! on it must not restart because PostgreSQL is away. `/ready` says whether devices get what commits now.
+//! Both are open to everyone who reaches the port, so neither tells names or addresses: why ingest
+//! failed stands in the log.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::relay::Relay;
+use crate::hub::timestamp;
+use crate::ingest;
+use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
+
+/// What this version can do, for clients that choose by it.
+const FEATURES: &[&str] = &["websocket", "replay", "sync", "sync_ndjson", "broadcast"];
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    service: &'static str,
+    version: &'static str,
+    active_connections: usize,
+    total_devices: usize,
+    timestamp: String,
+    features: &'static [&'static str],
+}
+
+/// GET `/health`
+pub(super) async fn health(State(relay): State<Arc<Relay>>) -> Response {
+    let health = Health {
+        status: "healthy",
+        service: "rowcast",
+        version: env!("CARGO_PKG_VERSION"),
+        active_connections: relay.sessions.count().0,
+        total_devices: relay.sessions.devices(),
+        timestamp: timestamp(PgTimestamp::now().unix_micros()),
+        features: FEATURES,
+    };
+    Json(health).into_response()
+}
+
+/// Why devices do not get what commits now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum NotReady {
+    ShuttingDown,
+    NotStreaming,
+    NoLog,
+    LagBytes,
+    LagTime,
+}
+
+#[derive(Debug, Serialize)]
+struct Readiness {
+    status: &'static str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<NotReady>,
+    epoch: Option<String>,
+    lag_bytes: u64,
+    lag_ms: i64,
+    watermark: Option<String>,
+    confirmed: String,
+}
+
+/// GET `/ready`
+pub(super) async fn ready(State(relay): State<Arc<Relay>>) -> Response {
+    let readiness = look(&relay);
+    let status = if readiness.reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness)).into_response()
+}
+
+/// Whether `/ready` says yes.
+pub(super) fn is_ready(relay: &Relay) -> bool {
+    look(relay).reason.is_none()
+}
+
+fn look(relay: &Relay) -> Readiness {
+    let (state, feed) = (relay.progress.state(), relay.current_feed());
+    let lag_bytes = relay.progress.lag_bytes();
+    let lag_micros = relay.progress.lag_micros(PgTimestamp::now().unix_micros());
+    let limits = &relay.limits;
+    let reason = if relay.shutdown.is_cancelled() {
+        Some(NotReady::ShuttingDown)
+    } else if state != ingest::State::Streaming {
+        Some(NotReady::NotStreaming)
+    } else if feed.is_none() {
+        Some(NotReady::NoLog)
+    } else if lag_bytes > limits.ready_lag_bytes {
+        Some(NotReady::LagBytes)
+    } else if u128::from(lag_micros.unsigned_abs()) > limits.ready_lag_time.as_micros() {
+        Some(NotReady::LagTime)
+    } else {
+        None
+    };
+    Readiness {
+        status: if reason.is_none() { "ready" } else { "not_ready" },
+        state: state.name(),
+        reason,
+        epoch: feed.as_ref().map(|feed| feed.epoch.to_string()),
+        lag_bytes,
+        lag_ms: lag_micros / 1000,
+        watermark: feed.as_ref().map(|feed| lsn(feed.watermark().lsn)),
+        confirmed: lsn(relay.progress.confirmed()),
+    }
+}
+
+/// As PostgreSQL prints it.
+fn lsn(lsn: Lsn) -> String {
+    lsn.to_string()
+}

@@ -1,0 +1,121 @@
+//! Sync over REST: `/api/realtime/sync`.
+//!
+//! The stage `sync` knows what to answer; here requests are read and answers sent, whole or as NDJSON,
+//! one page at a time and at the device's pace.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use tokio::task::JoinError;
+
+use super::http_auth::Authenticated;
+use super::problem_response::ProblemResponse;
+use super::relay::Relay;
+use crate::auth::Identity;
+use crate::sync::{self, SyncRequest, SyncStream};
+
+const NDJSON: &str = "application/x-ndjson";
+
+/// When a device should come back that came before the first log was open.
+const NO_LOG_RETRY: Duration = Duration::from_secs(2);
+
+type Pairs = Vec<(String, String)>;
+
+/// GET `/api/realtime/sync`
+pub(super) async fn sync_by_query(
+    State(relay): State<Arc<Relay>>,
+    Authenticated(identity): Authenticated,
+    headers: HeaderMap,
+    pairs: Result<Query<Pairs>, QueryRejection>,
+) -> Result<Response, ProblemResponse> {
+    let Query(pairs) = pairs.map_err(|_| invalid("the query string cannot be decoded"))?;
+    let request = SyncRequest::from_query(pairs)?;
+    answer(&relay, identity, request, &headers).await
+}
+
+/// POST `/api/realtime/sync`
+pub(super) async fn sync_by_body(
+    State(relay): State<Arc<Relay>>,
+    Authenticated(identity): Authenticated,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ProblemResponse> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => too_large(relay.limits.max_message_size),
+        _ => invalid("the request's body could not be read"),
+    })?;
+    let request = SyncRequest::from_json(&body)?;
+    answer(&relay, identity, request, &headers).await
+}
+
+async fn answer(
+    relay: &Relay,
+    identity: Identity,
+    request: SyncRequest,
+    headers: &HeaderMap,
+) -> Result<Response, ProblemResponse> {
+    let Some(feed) = relay.current_feed() else {
+        let detail = "the relay has no log yet; /ready says why";
+        return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));
+    };
+    let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
+    if wants_ndjson(headers) {
+        let stream = sync::stream(feed, identity, request, server_end).await?;
+        return Ok(with_type(NDJSON, Body::from_stream(pages(stream))));
+    }
+    let answer = sync::answer(feed, identity, request, server_end).await?;
+    Ok(with_type("application/json", answer.to_json().into()))
+}
+
+/// The next page is read when the device has taken the one before.
+fn pages(stream: SyncStream) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
+    stream::try_unfold(stream, async |mut stream| {
+        let step = tokio::task::spawn_blocking(move || stream.next_lines().map(|lines| (lines, stream)));
+        step.await
+    })
+}
+
+fn with_type(kind: &'static str, body: Body) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
+}
+
+/// Whether NDJSON is named in `Accept`; what else is accepted is JSON.
+fn wants_ndjson(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|text| text.split(',')).any(|range| {
+        let kind = range.split(';').next().unwrap_or_default();
+        kind.trim().eq_ignore_ascii_case(NDJSON)
+    })
+}
+
+fn invalid(detail: &'static str) -> ProblemResponse {
+    ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+}
+
+fn too_large(limit: usize) -> ProblemResponse {
+    let detail = format!("the request's body is larger than {limit} bytes");
+    ProblemResponse::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ndjson_is_given_to_those_who_ask() {
+        let wants = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+            wants_ndjson(&headers)
+        };
+        assert!(wants("application/x-ndjson") && wants("application/json, Application/X-NDJSON;q=0.9"));
+        assert!(!wants("*/*") && !wants("application/json") && !wants_ndjson(&HeaderMap::new()));
+    }
+}
