@@ -13,7 +13,7 @@ use super::error::{SyncError, table_name};
 use super::page::Entry;
 use crate::cursor::Cursor;
 use crate::hub::timestamp;
-use crate::json::write_string;
+use crate::json::{numbers::quote_numbers, write_string};
 use crate::topic::Pattern;
 
 /// What an answer is about.
@@ -166,9 +166,10 @@ impl Entry {
 
     fn write_object(&self, object: Option<&Bytes>, numbers_as_strings: bool, out: &mut Vec<u8>) {
         let Some(object) = object else { return out.extend_from_slice(b"null") };
-        match numbers_as_strings.then(|| self.shape.quote_numbers(object)).flatten() {
-            Some(quoted) => out.extend_from_slice(quoted.as_bytes()),
-            None => out.extend_from_slice(object),
+        let text = std::str::from_utf8(object).ok().filter(|_| numbers_as_strings);
+        // Our own rendering is well-formed; if it were not, the plain text is the better answer.
+        if text.is_none_or(|text| quote_numbers(text, &self.shape.columns, out).is_err()) {
+            out.extend_from_slice(object);
         }
     }
 }

@@ -185,7 +185,7 @@ impl Entry {
         let (Some(newer), Some(record), false) = (&self.record, &older.record, self.unchanged.is_empty()) else {
             return Ok(());
         };
-        let columns: Vec<&str> = self.shape.columns.iter().map(|column| &*column.name).collect();
+        let columns: Vec<&str> = self.shape.columns.iter().map(|(name, _)| name.as_str()).collect();
         let mut merged = Vec::with_capacity(newer.len() + record.len());
         object::merge(text(newer)?, text(record)?, &columns, &mut merged)?;
         self.record = Some(merged.into());

@@ -1,0 +1,308 @@
+//! The directory: opening, making and replacing the database that holds a log.
+//!
+//! `lock` is held as long as the log is open. The database stands in `data`; a new one is made in `new`
+//! and takes its place by a rename once everything in it is on disk, after the old one has been moved to
+//! `old`. So a crash in the middle leaves either a whole log or none, and the next opening clears away
+//! the rest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fjall::compaction::Leveled;
+use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use fjall::{CompressionType, Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::codec::{FORMAT, Reader};
+use super::spans::SpanInfo;
+use crate::change::{Mark, Shape};
+use crate::cursor::Epoch;
+use crate::log::{Beginning, LogError, Watermark};
+use crate::lsn::Lsn;
+use crate::position::Position;
+
+/// A full one is written out as one table while up to three more fill up: about 80 MiB of memory when
+/// the disk is slow. Smaller ones would cost more compaction and more fsyncs.
+pub(super) const SPAN_MEMTABLE_BYTES: u64 = 16 << 20;
+
+const META_MEMTABLE_BYTES: u64 = 2 << 20;
+
+/// Blocks read lately, shared by all readers.
+const BLOCK_CACHE_BYTES: u64 = 16 << 20;
+
+/// The least that fjall allows. A span that no longer grows gives back its memory once the journal has
+/// moved on by so much.
+const JOURNAL_BYTES: u64 = 64 << 20;
+
+/// Few entries of one audience stand together, so a block is read for few of them; larger ones compress
+/// better.
+const BLOCK_BYTES: u32 = 16 << 10;
+
+/// Tables in the top level before they are merged. Spans are dropped whole, so merging serves only
+/// readers, and each table more costs them one block.
+const TOP_LEVEL_TABLES: u8 = 8;
+
+/// One writes tables, one merges them.
+const STORAGE_THREADS: usize = 2;
+
+const META: &str = "meta";
+const KEY_FORMAT: &str = "format";
+const KEY_EPOCH: &str = "epoch";
+const KEY_WATERMARK: &str = "watermark";
+
+/// An open database and where it is.
+pub(super) struct Storage {
+    pub(super) directory: PathBuf,
+    pub(super) db: Database,
+    pub(super) meta: Keyspace,
+    /// Released last.
+    _lock: File,
+}
+
+/// The applied position as it stands on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Applied {
+    pub(super) watermark: Watermark,
+    /// What was written to the newest span.
+    pub(super) span_bytes: u64,
+}
+
+impl Applied {
+    fn encode(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..8].copy_from_slice(&self.watermark.lsn.get().to_be_bytes());
+        out[8..16].copy_from_slice(&self.watermark.greatest_committed_at.to_be_bytes());
+        out[16..].copy_from_slice(&self.span_bytes.to_be_bytes());
+        out
+    }
+
+    fn decode(value: &[u8]) -> Result<Self, LogError> {
+        let mut reader = Reader { rest: value, what: "the watermark" };
+        let lsn = Lsn::new(u64::from_be_bytes(reader.array()?));
+        let greatest_committed_at = i64::from_be_bytes(reader.array()?);
+        let span_bytes = u64::from_be_bytes(reader.array()?);
+        reader.end()?;
+        Ok(Applied { watermark: Watermark { lsn, greatest_committed_at }, span_bytes })
+    }
+}
+
+impl Storage {
+    /// `None` if there is no log in the directory.
+    pub(super) fn open(directory: &Path) -> Result<Option<Self>, LogError> {
+        let failed = failure_in(directory);
+        if !directory.try_exists().map_err(&failed)? {
+            return Ok(None);
+        }
+        let lock = lock(directory)?;
+        let data = directory.join("data");
+        for leftover in ["new", "old"] {
+            remove(&directory.join(leftover)).map_err(&failed)?;
+        }
+        if !data.try_exists().map_err(&failed)? {
+            return Ok(None);
+        }
+        let db = open_database(&data).map_err(failure_in(directory))?;
+        if !db.keyspace_exists(META) {
+            return Err(LogError::Corrupt("the log's format"));
+        }
+        let meta = db.keyspace(META, meta_options).map_err(failure_in(directory))?;
+        let storage = Storage { directory: directory.to_owned(), db, meta, _lock: lock };
+        storage.check_format()?;
+        // What came back from the journal may not have been flushed before the crash.
+        storage.db.persist(PersistMode::SyncAll).map_err(storage.failure())?;
+        Ok(Some(storage))
+    }
+
+    /// Puts an empty log in the place of what is in the directory.
+    pub(super) fn create(directory: &Path, beginning: &Beginning, now: i64) -> Result<Self, LogError> {
+        let failed = failure_in(directory);
+        fs::create_dir_all(directory).map_err(&failed)?;
+        let lock = lock(directory)?;
+        let [data, new, old] = ["data", "new", "old"].map(|name| directory.join(name));
+        for leftover in [&new, &old] {
+            remove(leftover).map_err(&failed)?;
+        }
+        fill(&new, beginning, now).map_err(failure_in(directory))?;
+        if data.try_exists().map_err(&failed)? {
+            fs::rename(&data, &old).map_err(&failed)?;
+        }
+        fs::rename(&new, &data).map_err(&failed)?;
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(&failed)?;
+        remove(&old).map_err(&failed)?;
+        drop(lock);
+        Storage::open(directory)?.ok_or(LogError::Corrupt("the new log"))
+    }
+
+    pub(super) fn data_directory(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    /// Turns an error of the engine or the file system into the log's.
+    pub(super) fn failure<E>(&self) -> impl Fn(E) -> LogError + '_
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        |source| LogError::Storage { directory: self.directory.clone(), source: source.into() }
+    }
+
+    fn check_format(&self) -> Result<(), LogError> {
+        let value = self.required(KEY_FORMAT, "the log's format")?;
+        let mut reader = Reader { rest: &value, what: "the log's format" };
+        match u32::from_be_bytes(reader.array()?) {
+            FORMAT => reader.end(),
+            found => Err(LogError::Format { found, expected: FORMAT }),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> Result<Epoch, LogError> {
+        let value = self.required(KEY_EPOCH, "the epoch")?;
+        serde_json::from_slice(&value).map_err(|_| LogError::Corrupt("the epoch"))
+    }
+
+    pub(super) fn applied(&self) -> Result<Applied, LogError> {
+        Applied::decode(&self.required(KEY_WATERMARK, "the watermark")?)
+    }
+
+    pub(super) fn put_applied(&self, batch: &mut fjall::OwnedWriteBatch, applied: Applied) {
+        batch.insert(&self.meta, KEY_WATERMARK, applied.encode().as_slice());
+    }
+
+    pub(super) fn state(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        let value = self.meta.get(state_key(name)).map_err(self.failure())?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    pub(super) fn shapes(&self) -> Result<Vec<Shape>, LogError> {
+        self.all("shape/", "a shape")
+    }
+
+    pub(super) fn marks(&self) -> Result<Vec<Mark>, LogError> {
+        self.all("mark/", "a mark")
+    }
+
+    /// From the oldest.
+    pub(super) fn spans(&self) -> Result<Vec<SpanInfo>, LogError> {
+        self.all("span/", "a span")
+    }
+
+    pub(super) fn span_keyspace(&self, info: &SpanInfo) -> Result<Keyspace, LogError> {
+        self.db.keyspace(&info.keyspace_name(), span_options).map_err(self.failure())
+    }
+
+    fn required(&self, key: &str, what: &'static str) -> Result<fjall::UserValue, LogError> {
+        self.meta.get(key).map_err(self.failure())?.ok_or(LogError::Corrupt(what))
+    }
+
+    fn all<T: serde::de::DeserializeOwned>(
+        &self,
+        prefix: &str,
+        what: &'static str,
+    ) -> Result<Vec<T>, LogError> {
+        let decode = |guard: Guard| {
+            let value = guard.value().map_err(self.failure())?;
+            serde_json::from_slice(&value).map_err(|_| LogError::Corrupt(what))
+        };
+        self.meta.prefix(prefix).map(decode).collect()
+    }
+}
+
+pub(super) fn state_key(name: &str) -> String {
+    format!("state/{name}")
+}
+
+pub(super) fn shape_key(id: u32) -> String {
+    format!("shape/{id:08x}")
+}
+
+pub(super) fn mark_key(mark: &Mark) -> String {
+    // Neither a table's nor an audience's text holds control characters.
+    format!("mark/{}\0{}", mark.table, mark.audience.as_ref().map_or("", |audience| audience.as_str()))
+}
+
+pub(super) fn span_key(seq: u64) -> String {
+    format!("span/{seq:016x}")
+}
+
+/// JSON of a value whose type cannot fail to be written.
+pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, LogError> {
+    serde_json::to_vec(value).map_err(|_| LogError::Corrupt("a value that cannot be written"))
+}
+
+fn open_database(path: &Path) -> fjall::Result<Database> {
+    Database::builder(path)
+        .cache_size(BLOCK_CACHE_BYTES)
+        .max_journaling_size(JOURNAL_BYTES)
+        .worker_threads(STORAGE_THREADS)
+        .open()
+}
+
+/// A database with nothing but a beginning in it, all of it on disk, closed again.
+fn fill(
+    path: &Path,
+    beginning: &Beginning,
+    now: i64,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let db = open_database(path)?;
+    let meta = db.keyspace(META, meta_options)?;
+    let span = SpanInfo {
+        seq: 0,
+        first: Position::boundary(beginning.start),
+        first_greatest_committed_at: beginning.greatest_committed_at,
+        created_at: now,
+        bytes: 0,
+    };
+    db.keyspace(&span.keyspace_name(), span_options)?;
+    let greatest_committed_at = beginning.greatest_committed_at;
+    let watermark = Watermark { lsn: beginning.start, greatest_committed_at };
+    let mut batch = db.batch();
+    batch.insert(&meta, KEY_FORMAT, FORMAT.to_be_bytes().as_slice());
+    batch.insert(&meta, KEY_EPOCH, json(&beginning.epoch)?);
+    batch.insert(&meta, KEY_WATERMARK, Applied { watermark, span_bytes: 0 }.encode().as_slice());
+    batch.insert(&meta, span_key(0), json(&span)?);
+    for (name, value) in &beginning.state {
+        batch.insert(&meta, state_key(name), value.as_slice());
+    }
+    batch.commit()?;
+    db.persist(PersistMode::SyncAll)?;
+    Ok(())
+}
+
+fn meta_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(META_MEMTABLE_BYTES)
+}
+
+fn span_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(SPAN_MEMTABLE_BYTES)
+        .data_block_size_policy(BlockSizePolicy::all(BLOCK_BYTES))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+        // Ranges are read, single keys hardly ever.
+        .filter_policy(FilterPolicy::disabled())
+        .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(TOP_LEVEL_TABLES)))
+}
+
+fn lock(directory: &Path) -> Result<File, LogError> {
+    let failed = failure_in(directory);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
+    let file = file.map_err(&failed)?;
+    file.try_lock().map_err(|error| match error {
+        fs::TryLockError::Error(error) => failed(error),
+        fs::TryLockError::WouldBlock => failed(io::Error::other("another process has it open")),
+    })?;
+    Ok(file)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn failure_in<E>(directory: &Path) -> impl Fn(E) -> LogError + '_
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    |source| LogError::Storage { directory: directory.to_owned(), source: source.into() }
+}

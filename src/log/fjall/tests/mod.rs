@@ -1,0 +1,8 @@
+//! The log as a whole, on real directories.
+#![allow(clippy::unwrap_used)]
+
+mod agreement;
+mod crash;
+mod everyday;
+mod retention;
+pub(super) mod support;
