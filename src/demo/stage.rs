@@ -129,7 +129,8 @@ impl Stage {
     pub(super) async fn rows_of(&self, user: &str) -> anyhow::Result<Vec<(&'static str, String, String)>> {
         let mut rows = Vec::new();
         for Table { name, key, columns, owner } in &TABLES {
-            let whose = owner.map(|column| format!("WHERE {column}::text = $1")).unwrap_or("WHERE $1 <> ''".into());
+            let whose =
+                owner.map(|column| format!("WHERE {column}::text = $1")).unwrap_or("WHERE $1 <> ''".into());
             let sql = format!(
                 "SELECT (SELECT row_to_json(k)::text FROM (SELECT r.{key}) AS k), row_to_json(r)::text \
                  FROM (SELECT {columns} FROM public.{name} {whose}) AS r"
@@ -184,7 +185,8 @@ fn own_config(mut config: Config, data: &Path, secret: &Secret, url: &str) -> an
     config.jwt_secret = Some(secret.clone());
     config.jwt_issuer = Vec::new();
     config.jwt_audience = Vec::new();
-    config.grants = ["user:{sub}:*", "global:*"].map(GrantPattern::parse).into_iter().collect::<Result<_, _>>()?;
+    config.grants =
+        ["user:{sub}:*", "global:*"].map(GrantPattern::parse).into_iter().collect::<Result<_, _>>()?;
     if TcpListener::bind(config.listen).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
         config.listen.set_port(0);
     }

@@ -202,7 +202,8 @@ impl Driver {
 
     /// The transaction under way, and the index of a change that arrives now.
     fn place(&mut self) -> Result<(u32, Position, bool), IngestError> {
-        let assembly = self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
+        let assembly =
+            self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
         let index = assembly.next_index()?;
         Ok((index, assembly.position(), assembly.skipped))
     }
@@ -393,7 +394,9 @@ impl Driver {
                 *reach = mark.upto;
             }
             // Told again under another reason the block still holds; a new generation ends it.
-            if *reach == Position::MAX && matches!(mark.reason, Reason::Retracked | Reason::NewlyTracked | Reason::Untracked) {
+            if *reach == Position::MAX
+                && matches!(mark.reason, Reason::Retracked | Reason::NewlyTracked | Reason::Untracked)
+            {
                 *reach = mark.upto;
             }
             *reach = (*reach).max(mark.upto);

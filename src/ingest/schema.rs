@@ -58,7 +58,12 @@ impl Driver {
 
     /// Asks the database about a table, and takes in what it says. `why`: what readers are told if they
     /// have to sync for it, where that is known better than from the answer.
-    pub(super) async fn ask(&mut self, relid: u32, at: Position, why: Option<Reason>) -> Result<(), IngestError> {
+    pub(super) async fn ask(
+        &mut self,
+        relid: u32,
+        at: Position,
+        why: Option<Reason>,
+    ) -> Result<(), IngestError> {
         let fetch = self.fetch(relid).await?;
         self.progress.saw_server_end(fetch.insert_lsn);
         if let Some(mark) = self.router.learn(relid, fetch, at) {
@@ -101,7 +106,9 @@ impl Driver {
     /// one small message is written (to no table).
     async fn push_on(&mut self) -> Result<(), IngestError> {
         let client = self.database.client().await?;
-        client.batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')").await?;
+        client
+            .batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')")
+            .await?;
         Ok(())
     }
 
@@ -126,7 +133,12 @@ impl Driver {
 
     /// A row that cannot be read. If the table changed under it, its copies are stale, and the row with
     /// them; if not, going on would lose it.
-    pub(super) async fn unreadable(&mut self, relid: u32, at: Position, error: RowError) -> Result<(), IngestError> {
+    pub(super) async fn unreadable(
+        &mut self,
+        relid: u32,
+        at: Position,
+        error: RowError,
+    ) -> Result<(), IngestError> {
         // Readers were told to sync in full to beyond this row, so nobody misses it.
         let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
         let pending = self.assembly()?.marks.iter().filter(|mark| Some(&mark.table) == name.as_ref());
@@ -136,19 +148,29 @@ impl Driver {
             self.router.leave_out(relid, upto);
             return Ok(());
         }
-        let fingerprint = |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
+        let fingerprint =
+            |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
         let before = fingerprint(self);
         self.ask(relid, at, None).await?;
         if fingerprint(self) != before {
             self.router.leave_out(relid, Position::boundary(self.progress.server_end()));
             return Ok(());
         }
-        let table = self.router.catalog().get(relid).map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
+        let table = self
+            .router
+            .catalog()
+            .get(relid)
+            .map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
         Err(IngestError::Row { table, at, source: error })
     }
 
     /// One UPDATE, with the values that it may owe.
-    pub(super) async fn update_row(&mut self, update: &pgoutput::Update, index: u32, at: Position) -> Result<(), IngestError> {
+    pub(super) async fn update_row(
+        &mut self,
+        update: &pgoutput::Update,
+        index: u32,
+        at: Position,
+    ) -> Result<(), IngestError> {
         let new: Row<'_> = update.new.iter().collect();
         let old = update.old.as_ref().map(old_row);
         let mut debt = Debt::Open;
@@ -195,7 +217,12 @@ impl Driver {
     }
 
     /// Looks in the log for the values of columns that were not sent.
-    async fn find_owed(&mut self, plan: &Plan, owed: &Owed, at: Position) -> Result<Option<Supplied>, IngestError> {
+    async fn find_owed(
+        &mut self,
+        plan: &Plan,
+        owed: &Owed,
+        at: Position,
+    ) -> Result<Option<Supplied>, IngestError> {
         // Older entries of the row may still be on their way to the log, or in this very transaction.
         if self.assembly()?.size() > 0 {
             self.submit_part().await?;

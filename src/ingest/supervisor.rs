@@ -113,7 +113,8 @@ impl Ingest {
             None => None,
         };
         self.progress.restart_server_end(connected.found.server_end);
-        let decision = opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let decision =
+            opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
             Decision::Begin(why) => {
@@ -128,10 +129,14 @@ impl Ingest {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
         let (publication, slot) = opening::look(client, &self.options.slot).await?;
-        let mut connection = ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
+        let mut connection =
+            ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
-        let switches =
-            if system.timeline > 1 { connection.timeline_history(system.timeline).await? } else { Vec::new() };
+        let switches = if system.timeline > 1 {
+            connection.timeline_history(system.timeline).await?
+        } else {
+            Vec::new()
+        };
         let identity = Identity {
             system_id: system.system_id,
             database: system.dbname,
@@ -157,7 +162,9 @@ impl Ingest {
         &self,
         connected: Connected,
     ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
-        let Some(feed) = self.feed.borrow().clone() else { return Err(IngestError::Protocol("no log to go on with")) };
+        let Some(feed) = self.feed.borrow().clone() else {
+            return Err(IngestError::Protocol("no log to go on with"));
+        };
         // The router's state belongs to the position that readers see: everything accepted is applied.
         feed.log.applied().await?;
         feed.log.flush().await?;
@@ -198,7 +205,10 @@ impl Ingest {
         if connected.found.slot.is_some() {
             connected.connection.drop_slot(slot, false).await?;
         }
-        tracing::info!(slot, "creating the replication slot; PostgreSQL waits for transactions that are open now");
+        tracing::info!(
+            slot,
+            "creating the replication slot; PostgreSQL waits for transactions that are open now"
+        );
         let created = match connected.connection.create_slot(slot, true, shutdown).await {
             Err(crate::wal::WalError::Aborted) => return Ok(None),
             created => created?,
@@ -211,16 +221,22 @@ impl Ingest {
         };
         let Some(state) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
         let mut opening_stream = OpeningStream {
-            stream: connected.connection.start_replication(slot, created.consistent_point, PUBLICATION).await?,
+            stream: connected
+                .connection
+                .start_replication(slot, created.consistent_point, PUBLICATION)
+                .await?,
             router: Router::new(state?),
         };
         let id = format!("{:032x}", rand::random::<u128>());
         let greatest = opening::fence(connected.database.client().await?, &id).await?;
-        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else { return Ok(None) };
+        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else {
+            return Ok(None);
+        };
         let (start, fence_time) = met?;
         let created_at = PgTimestamp::now().unix_micros();
         let identity = &connected.found.identity;
-        let epoch = Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
+        let epoch =
+            Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
         let router = opening_stream.router;
         let beginning = Beginning {
             epoch,
@@ -355,7 +371,11 @@ async fn status_interval(database: &mut Database) -> Result<Duration, IngestErro
         .await?;
     let timeout = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
     let third = Duration::from_millis(timeout / 3);
-    Ok(if timeout == 0 { Duration::from_secs(10) } else { third.clamp(Duration::from_millis(100), Duration::from_secs(10)) })
+    Ok(if timeout == 0 {
+        Duration::from_secs(10)
+    } else {
+        third.clamp(Duration::from_millis(100), Duration::from_secs(10))
+    })
 }
 
 /// The causes beneath an error, for the log.

@@ -182,7 +182,8 @@ impl Table {
 impl Entry {
     /// Takes values that this change did not send from an earlier one of the same row.
     fn fill_from(&mut self, older: &Entry) -> Result<(), RecordError> {
-        let (Some(newer), Some(record), false) = (&self.record, &older.record, self.unchanged.is_empty()) else {
+        let (Some(newer), Some(record), false) = (&self.record, &older.record, self.unchanged.is_empty())
+        else {
             return Ok(());
         };
         let columns: Vec<&str> = self.shape.columns.iter().map(|(name, _)| name.as_str()).collect();

@@ -80,7 +80,13 @@ impl Reading {
             (true, None) => return Err(LogError::Corrupt("a page without changes that goes on").into()),
         };
         let changes = compact(stretch.transactions, &self.plan.interests)?;
-        Ok(Part { changes, end: stretch.end, sync_timestamp, more: stretch.more, consistent: stretch.consistent })
+        Ok(Part {
+            changes,
+            end: stretch.end,
+            sync_timestamp,
+            more: stretch.more,
+            consistent: stretch.consistent,
+        })
     }
 
     fn read(&self, feed: &Feed, after: Position, limit: usize) -> Result<Page, ReadError> {

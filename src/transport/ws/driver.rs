@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::SplitStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::Wishes;
@@ -197,7 +197,10 @@ impl Driver {
     }
 
     /// The text of a message; `None` for those that only show that the device lives.
-    fn text(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Option<axum::extract::ws::Utf8Bytes>, Closing> {
+    fn text(
+        &mut self,
+        message: Option<Result<Message, axum::Error>>,
+    ) -> Result<Option<axum::extract::ws::Utf8Bytes>, Closing> {
         self.heard = Instant::now();
         match message {
             Some(Ok(Message::Text(text))) => Ok(Some(text)),
@@ -215,7 +218,9 @@ impl Driver {
                         self.fail("message_too_large", format!("a message is at most {most} bytes"));
                         Err(Closing::BadMessage("message too large"))
                     }
-                    Some(Error::Utf8(_) | Error::Protocol(_)) => Err(Closing::BadMessage("not a WebSocket message")),
+                    Some(Error::Utf8(_) | Error::Protocol(_)) => {
+                        Err(Closing::BadMessage("not a WebSocket message"))
+                    }
                     _ => Err(Closing::Gone),
                 }
             }

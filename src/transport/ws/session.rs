@@ -76,7 +76,13 @@ pub(super) enum Step {
 }
 
 impl Session {
-    pub(super) fn new(relay: Arc<Relay>, feed: Arc<Feed>, identity: Identity, device: Arc<str>, numbers_as_strings: bool) -> Self {
+    pub(super) fn new(
+        relay: Arc<Relay>,
+        feed: Arc<Feed>,
+        identity: Identity,
+        device: Arc<str>,
+        numbers_as_strings: bool,
+    ) -> Self {
         let seat = feed.hub.join(relay.limits.outbox_size);
         let start = seat.go_live();
         let reader = Reader {
@@ -247,7 +253,12 @@ impl Session {
     }
 
     /// `None`: the log no longer reaches back that far.
-    async fn read(&self, wanted: &Subscriptions, after: Position, upto: Position) -> Result<Option<Page>, Closing> {
+    async fn read(
+        &self,
+        wanted: &Subscriptions,
+        after: Position,
+        upto: Position,
+    ) -> Result<Option<Page>, Closing> {
         let (feed, interests) = (Arc::clone(&self.feed), wanted.interests());
         let reading = tokio::task::spawn_blocking(move || {
             let (max_deliveries, max_bytes) = (PAGE_DELIVERIES, PAGE_BYTES);
@@ -318,7 +329,14 @@ impl Session {
     }
 
     /// Ends subscriptions, and tells why.
-    fn end(&mut self, topics: &[Pattern], from: Option<Position>, to: Option<Position>, reason: Reason, out: &mut Vec<Bytes>) {
+    fn end(
+        &mut self,
+        topics: &[Pattern],
+        from: Option<Position>,
+        to: Option<Position>,
+        reason: Reason,
+        out: &mut Vec<Bytes>,
+    ) {
         if topics.is_empty() {
             return;
         }
