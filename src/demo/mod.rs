@@ -47,13 +47,14 @@ pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
     let screen = Screen::new();
     screen.title("rowcast demo")?;
     let begun = Instant::now();
-    let (stage, mut relay) = tokio::select! {
-        set = Stage::set(config) => set?,
+    let mut stage = tokio::select! {
+        stage = Stage::set(config) => stage?,
         // What was begun goes with its owner.
         () = &mut ended => return Ok(()),
     };
+    let mut relay = stage.start_relay().await?;
     let played = tokio::select! {
-        played = play(&stage, screen, mode, begun.elapsed()) => played,
+        played = play(&stage, screen, mode, begun) => played,
         failure = relay.failed() => Err(failure.context("the relay failed")),
         () = &mut ended => Ok(()),
     };
@@ -66,10 +67,12 @@ pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn play(stage: &Stage, screen: Screen, mode: Mode, setup: Duration) -> anyhow::Result<()> {
+async fn play(stage: &Stage, screen: Screen, mode: Mode, begun: Instant) -> anyhow::Result<()> {
+    stage.wait_ready().await?;
     screen
         .fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
-    screen.fact("relay", &format!("http://{}, ready after {:.1} s", stage.address(), setup.as_secs_f64()))?;
+    let setup = begun.elapsed().as_secs_f64();
+    screen.fact("relay", &format!("http://{}, ready after {setup:.1} s", stage.address()))?;
     screen.fact("people", "Mia (user 42) with a phone and a laptop, Tom (user 7) with a phone")?;
     screen.fact("times", "from the commit's return to the frame's arrival")?;
     let mut cast = Cast::assemble(stage, screen).await?;
