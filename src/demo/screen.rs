@@ -41,7 +41,8 @@ impl Screen {
     }
 
     pub(super) fn title(&self, text: &str) -> io::Result<()> {
-        self.line(&format!("\n  {}\n", self.paint(Style::Bold, text)))
+        self.line(&format!("\n  {}", self.paint(Style::Bold, text)))?;
+        self.blank()
     }
 
     /// A name and what it stands for.

@@ -63,8 +63,7 @@ impl Want {
 
     /// In words, for the screen.
     pub(super) fn what(&self) -> String {
-        let tag =
-            self.tag.map(|(device, correlation)| format!(" by {device}, {correlation}")).unwrap_or_default();
+        let tag = self.tag.map(|(_, correlation)| format!("  {correlation}")).unwrap_or_default();
         format!("{} {}{tag}", self.operation.or(self.event).unwrap_or_default(), self.topic)
     }
 

@@ -279,10 +279,10 @@ impl Session {
             .cloned()
             .collect();
         if !gone.is_empty() {
-            for pattern in &gone {
-                self.remove(pattern);
-            }
-            out.push(Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into());
+            gone.iter().for_each(|pattern| drop(self.remove(pattern)));
+            out.push(
+                Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into(),
+            );
         }
         let topics = self.identity.grants.patterns().iter().map(ToString::to_string).collect();
         out.push(Answer::Granted { r#ref, topics }.to_json().into());
