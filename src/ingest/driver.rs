@@ -381,24 +381,6 @@ impl Driver {
         self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
     }
 
-    fn never_less(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
-        for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
-            let reach = self.marks.entry(Arc::clone(&mark.table)).or_insert(mark.upto);
-            if *reach == Position::MAX && mark.reason == Reason::Identity {
-                *reach = mark.upto;
-            }
-            // Told again under another reason the block still holds; a new generation ends it.
-            if *reach == Position::MAX
-                && matches!(mark.reason, Reason::Retracked | Reason::NewlyTracked | Reason::Untracked)
-            {
-                *reach = mark.upto;
-            }
-            *reach = (*reach).max(mark.upto);
-            mark.upto = *reach;
-        }
-        marks
-    }
-
     fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {
         Ok(vec![
             (STATE_ROUTER.to_owned(), Some(serde_json::to_vec(self.router.state())?)),

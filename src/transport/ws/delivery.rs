@@ -76,6 +76,7 @@ impl Reader {
         let own = transaction.tag.as_ref().is_some_and(|tag| self.is_own(tag));
         let style =
             FrameStyle { epoch: self.epoch, last: false, numbers_as_strings: self.numbers_as_strings, own };
+        let before = out.len();
         // One change is held back until it is known whether another follows.
         let mut held: Option<(usize, &Delivery, Shown<'_>)> = None;
         let mut broadcasts: Vec<Bytes> = Vec::new();
