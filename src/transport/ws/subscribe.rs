@@ -279,7 +279,9 @@ impl Session {
             .cloned()
             .collect();
         if !gone.is_empty() {
-            gone.iter().for_each(|pattern| drop(self.remove(pattern)));
+            for pattern in &gone {
+                self.remove(pattern);
+            }
             out.push(
                 Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into(),
             );
