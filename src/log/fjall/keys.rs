@@ -27,13 +27,14 @@ pub(super) fn audience_prefix(audience: &Audience) -> Vec<u8> {
 
 /// Truncates stand in an order of their own, whatever their audiences.
 pub(super) fn control_prefix() -> Vec<u8> {
-    vec![b'c']
+    let mut key = Vec::with_capacity(1 + POSITION_BYTES);
+    key.push(b'c');
+    key
 }
 
 /// The key of a position under an audience's or the control prefix.
-pub(super) fn entry_key(prefix: &[u8], position: Position) -> Vec<u8> {
-    let mut key = Vec::with_capacity(prefix.len() + POSITION_BYTES);
-    key.extend_from_slice(prefix);
+pub(super) fn entry_key(prefix: Vec<u8>, position: Position) -> Vec<u8> {
+    let mut key = prefix;
     key.extend_from_slice(&position.commit.get().to_be_bytes());
     key.extend_from_slice(&position.index.to_be_bytes());
     key

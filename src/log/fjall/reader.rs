@@ -116,7 +116,7 @@ pub(super) fn range(
     upto: Position,
     end: Option<Position>,
 ) -> Option<KeyRange> {
-    let key = |position| keys::entry_key(prefix, position);
+    let key = |position| keys::entry_key(prefix.to_vec(), position);
     let last = match end {
         Some(end) if end <= after => return None,
         Some(end) if end <= upto => Bound::Excluded(key(end)),

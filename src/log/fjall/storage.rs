@@ -22,9 +22,9 @@ use crate::log::{Beginning, LogError, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
 
-/// A full one is written out as one table while up to three more fill up: about 80 MiB of memory when
-/// the disk is slow. Smaller ones would cost more compaction and more fsyncs.
-pub(super) const SPAN_MEMTABLE_BYTES: u64 = 16 << 20;
+/// A full one is written out as one table; fjall holds writing back when four wait for it, so that a slow
+/// disk costs about 40 MiB of memory. Smaller ones would cost more merging and more fsyncs.
+pub(super) const SPAN_MEMTABLE_BYTES: u64 = 8 << 20;
 
 const META_MEMTABLE_BYTES: u64 = 2 << 20;
 
@@ -40,11 +40,12 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: u32 = 16 << 10;
 
 /// Tables in the top level before they are merged. Spans are dropped whole, so merging serves only
-/// readers, and each table more costs them one block.
-const TOP_LEVEL_TABLES: u8 = 8;
+/// readers, and each table more costs them one block. fjall stops all writing at 30.
+const TOP_LEVEL_TABLES: u8 = 12;
 
-/// One writes tables, one merges them.
-const STORAGE_THREADS: usize = 2;
+/// One writes tables, one merges them. The third takes what is then still asked to be merged: fjall's
+/// first thread hands that on, and with nobody else to take it spins until the merge is over.
+const STORAGE_THREADS: usize = 3;
 
 const META: &str = "meta";
 const KEY_FORMAT: &str = "format";

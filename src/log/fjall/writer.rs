@@ -171,18 +171,18 @@ impl Writer {
                     for membership in &row.memberships {
                         let prefix = keys::audience_prefix(&membership.audience);
                         let value = codec::encode_row(transaction, row, membership);
-                        staged.put(&keys::entry_key(&prefix, position), &value);
+                        staged.put(&keys::entry_key(prefix, position), &value);
                     }
                 }
                 Body::Truncate(shape) => {
                     self.stage_shape(staged, shape)?;
                     let value = codec::encode_truncate(transaction, shape.id);
-                    staged.put(&keys::entry_key(&keys::control_prefix(), position), &value);
+                    staged.put(&keys::entry_key(keys::control_prefix(), position), &value);
                 }
                 Body::Broadcast(broadcast) => {
                     let prefix = keys::audience_prefix(&broadcast.audience);
                     let value = codec::encode_broadcast(transaction, broadcast);
-                    staged.put(&keys::entry_key(&prefix, position), &value);
+                    staged.put(&keys::entry_key(prefix, position), &value);
                 }
             }
         }

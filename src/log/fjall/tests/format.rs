@@ -106,7 +106,7 @@ proptest! {
         let key = |(scope, id, (commit, index)): (String, String, (u64, u32))| {
             let audience = Audience::from_values(&scope, Some(&id)).unwrap();
             let position = Position::new(Lsn::new(commit), index);
-            let key = keys::entry_key(&keys::audience_prefix(&audience), position);
+            let key = keys::entry_key(keys::audience_prefix(&audience), position);
             assert_eq!(keys::entry_position(&key).unwrap(), position);
             ((audience, position), key)
         };
