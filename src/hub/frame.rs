@@ -20,8 +20,13 @@ use crate::topic::Audience;
 pub struct Published {
     pub transaction: Arc<Transaction>,
     pub end: Lsn,
-    frames: Vec<Mutex<SmallVec<[(u32, Bytes); 1]>>>,
+    /// Of the transaction, in bytes.
+    pub(super) size: usize,
+    frames: Vec<Mutex<Variants>>,
 }
+
+/// The frames of one delivery, by [`Shown::variant`] and style.
+type Variants = SmallVec<[(u32, Bytes); 1]>;
 
 /// What of a frame depends on the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,8 @@ pub struct FrameStyle {
 impl Published {
     pub(super) fn new(transaction: Arc<Transaction>, end: Lsn) -> Self {
         let frames = transaction.deliveries.iter().map(|_| Mutex::default()).collect();
-        Published { transaction, end, frames }
+        let size = transaction.size();
+        Published { transaction, end, size, frames }
     }
 
     /// The frame of one delivery, by its place in the transaction.

@@ -17,11 +17,15 @@ pub struct Item {
     pub places: SmallVec<[u32; 2]>,
 }
 
+/// An item keeps its whole transaction in memory, mostly together with other sessions. So it counts
+/// for at least this part of it: a session holds no more than so many times its limit.
+const SHARED: usize = 16;
+
 impl Item {
     fn size(&self) -> usize {
         let deliveries = &self.published.transaction.deliveries;
         let bytes = self.places.iter().filter_map(|place| deliveries.get(*place as usize)).map(|d| d.size());
-        64 + bytes.sum::<usize>()
+        64 + bytes.sum::<usize>().max(self.published.size / SHARED)
     }
 }
 

@@ -86,7 +86,9 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 
 const COLUMNS: &str = r#"
 SELECT a.attname::text, a.atttypid,
-       (SELECT array_position(i.indkey::int2[], a.attnum) FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) AS key_place
+       -- An index may INCLUDE columns that are no part of the key; indkey counts from 0.
+       (SELECT array_position((i.indkey::int2[])[0:i.indnkeyatts - 1], a.attnum)
+          FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) AS key_place
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum

@@ -14,6 +14,8 @@ mod message;
 mod plan;
 mod row;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,7 +48,7 @@ pub struct Known {
     pub info: Arc<TableInfo>,
     /// The newest shape, once a row was seen.
     shape: Option<Arc<Shape>>,
-    /// Its identity does not carry what routing needs; its rows are left out until it does.
+    /// The stream does not carry what routing needs; its rows are left out until it does.
     blocked: bool,
 }
 
@@ -146,10 +148,10 @@ impl Router {
                 }
                 Reading::Plan(plan)
             }
+            Err(_) if known.blocked => Reading::Skip,
             Err(PlanError::Moved(_)) => Reading::Ask,
-            Err(PlanError::Identity { .. }) if known.blocked => Reading::Skip,
-            Err(error @ PlanError::Identity { .. }) => {
-                tracing::error!(table = %tracked.table, %error, "rows of this table are not delivered until its identity is mended");
+            Err(error @ (PlanError::Identity { .. } | PlanError::Name { .. })) => {
+                tracing::error!(table = %tracked.table, %error, "rows of this table are not delivered until it is mended");
                 self.set_blocked(relid, true);
                 Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
             }
@@ -180,12 +182,18 @@ impl Router {
         };
         let (shape, blocked) = old.map_or((None, false), |known| (known.shape.clone(), known.blocked));
         self.state.tables.insert(relid, Known { info: Arc::new(info), shape, blocked });
-        // If the stream still speaks of another shape, its rows up to here are those of the past.
-        self.unreadable.remove(&relid);
+        // If the stream still speaks of another shape, its rows up to here are those of the past; but if
+        // it has passed the last answer, and this one is the same, it will not get any better.
+        let passed = self.unreadable.remove(&relid).is_some_and(|upto| at > upto);
         if let Some(relation) = self.relations.get(&relid).cloned()
             && let Some(known) = self.state.tables.get(&relid).cloned()
             && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known.info, Arc::new)
         {
+            if passed && reason.is_none() {
+                tracing::error!(table = %tracked.table, %why, "rows of this table are not delivered until it is mended");
+                self.set_blocked(relid, true);
+                return Some(mark(&tracked, Position::MAX, Reason::Identity));
+            }
             tracing::warn!(table = %tracked.table, %why, upto = %upto, "rows are left out until the stream reaches the new shape");
             self.unreadable.insert(relid, upto);
             return Some(mark(&tracked, upto, reason.unwrap_or(Reason::SchemaChanged)));

@@ -49,6 +49,11 @@ pub enum PlanError {
          run SELECT rowcast.track again for it"
     )]
     Identity { table: String, column: String },
+    #[error(
+        "{found} has the number under which the catalog knows {tracked}: it was renamed, or the database was \
+         restored and the catalog's numbers are those of another one; run SELECT rowcast.track again for it"
+    )]
+    Name { found: String, tracked: String },
 }
 
 impl Plan {
@@ -60,6 +65,10 @@ impl Plan {
         shape_of: impl FnOnce(Shape) -> Arc<Shape>,
     ) -> Result<Self, PlanError> {
         let table = || format!("{}.{}", relation.namespace, relation.name);
+        // Rows of another table must never be routed by this one's topics.
+        if (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
+            return Err(PlanError::Name { found: table(), tracked: format!("{}.{}", tracked.schema, tracked.table) });
+        }
         let find = |name: &str| {
             let found = relation.columns.iter().position(|c| *c.name == *name);
             found.ok_or_else(|| PlanError::Moved(format!("{} is sent without its column {name}", table())))

@@ -327,3 +327,6 @@ fn memberships(before: &[Audience], after: &[Audience]) -> SmallVec<[Membership;
     members.sort_unstable_by(|a, b| a.audience.cmp(&b.audience));
     members
 }
+
+#[cfg(test)]
+mod tests;
