@@ -111,3 +111,13 @@ fn ended() -> anyhow::Result<impl Future<Output = ()>> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_has_the_table_of_settings() {
+        let readme = include_str!("../../README.md");
+        let table = crate::config::table();
+        assert!(readme.contains(&table), "README.md must hold this table:\n\n{table}");
+    }
+}
