@@ -15,6 +15,8 @@
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
+//! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
+//!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
@@ -23,6 +25,7 @@
 // Each test uses its part of the harness.
 #![allow(dead_code)]
 
+pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod frame;
@@ -30,5 +33,6 @@ pub(crate) mod http;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod stage;
 pub(crate) mod token;
 pub(crate) mod wait;
