@@ -16,6 +16,7 @@
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -26,7 +27,9 @@
 pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod frame;
+pub(crate) mod follower;
 pub(crate) mod http;
+pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
