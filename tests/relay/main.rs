@@ -1,9 +1,13 @@
 //! The integration tests: the real binary against a real PostgreSQL, one private cluster for each test.
 #![allow(clippy::unwrap_used)]
 
+mod big;
 mod catalog;
+mod crash;
 mod ddl;
 mod harness;
 mod serve;
+mod slot;
+mod slow;
 mod support;
 mod tracking;

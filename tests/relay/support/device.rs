@@ -10,9 +10,9 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::copy::Copy;
 use super::frame::{Change, Frame};
@@ -98,7 +98,9 @@ impl Connect {
         within("the WebSocket handshake", async {
             let tcp = tcp.connect(self.address).await?;
             tcp.set_nodelay(true)?;
-            let (socket, answer) = client_async(request, tcp).await?;
+            // A frame is as large as its row.
+            let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+            let (socket, answer) = client_async_with_config(request, tcp, Some(config)).await?;
             let protocol = answer.headers().get("sec-websocket-protocol");
             assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
             Ok(Device { socket, ready: VecDeque::new() })
@@ -125,6 +127,16 @@ impl Device {
 
     pub(crate) async fn send_text(&mut self, text: &str) {
         within("sending a frame", self.socket.send(Message::text(text))).await.unwrap();
+    }
+
+    /// Sends a message to a relay that may be gone; whether it went out.
+    pub(crate) async fn try_send(&mut self, message: &Value) -> bool {
+        self.socket.send(Message::text(message.to_string())).await.is_ok()
+    }
+
+    /// The next frame or the close, however long it takes.
+    pub(crate) async fn next_incoming(&mut self) -> Incoming {
+        self.next().await
     }
 
     /// The next frame or the close; a batch comes as its single changes.

@@ -18,6 +18,7 @@
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -29,7 +30,9 @@ pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod frame;
+pub(crate) mod follower;
 pub(crate) mod http;
+pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;

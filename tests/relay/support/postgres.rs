@@ -139,6 +139,16 @@ impl TestPostgres {
         self.cluster.kill9();
     }
 
+    /// `pg_ctl stop -m immediate`: crash recovery at the next start.
+    pub(crate) async fn stop_immediate(&mut self) {
+        self.cluster.stop(StopMode::Immediate).await.unwrap();
+    }
+
+    /// The data directory; to be copied only while the server is stopped.
+    pub(crate) fn data_directory(&self) -> PathBuf {
+        self.cluster.home().join("data")
+    }
+
     /// Starts it again, after a stop or a crash; the address stays.
     pub(crate) async fn start_again(&mut self) {
         self.cluster.start().await.unwrap();
