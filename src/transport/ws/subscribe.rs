@@ -295,7 +295,7 @@ impl Session {
         let cursor: Cursor =
             text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
         let end = self.relay.progress.server_end().max(self.feed.watermark().lsn);
-        if cursor.epoch == self.feed.epoch && cursor.position > Position::boundary(end) {
+        if cursor.epoch == self.feed.epoch && cursor.position.commit > end {
             return Err(refusal(
                 "invalid_cursor",
                 "this cursor lies beyond everything that the database has written",
