@@ -9,6 +9,7 @@ use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::hub::timestamp;
+use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
@@ -248,7 +249,9 @@ impl Session {
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
         let cursor: Cursor = text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
-        let end = self.relay.progress.server_end().max(self.feed.watermark().lsn);
+        // Before the database was reached nobody knows where it ends, so a cursor ahead of the log waits.
+        let known = Some(self.relay.progress.server_end()).filter(|end| *end != Lsn::ZERO);
+        let end = known.map_or(Lsn::MAX, |end| end.max(self.feed.watermark().lsn));
         if cursor.epoch == self.feed.epoch && cursor.position > Position::boundary(end) {
             return Err(refusal("invalid_cursor", "this cursor lies beyond everything that the database has written"));
         }
