@@ -44,6 +44,8 @@ pub(super) struct Driver {
     assembly: Option<Assembly>,
     /// Handed to the log: everything that begins to commit before this.
     submitted: Lsn,
+    /// The publication's oid: one made again is another one.
+    pub(super) publication: u32,
     /// Everything before this was received; the server may be told so.
     received: Lsn,
     greatest_committed_at: i64,
@@ -76,6 +78,7 @@ impl Driver {
             marks.insert(Arc::clone(&mark.table), mark.upto);
         }
         let now = Instant::now();
+        publication: u32,
         Driver {
             stream,
             router,
@@ -93,6 +96,7 @@ impl Driver {
             marks,
             advance_at: now,
             idle_end: watermark.lsn,
+            publication,
             status_due: now,
             confirmed: Lsn::ZERO,
             feed,

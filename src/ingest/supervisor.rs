@@ -114,6 +114,7 @@ impl Ingest {
         };
         self.progress.restart_server_end(connected.found.server_end);
         let decision = opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let publication = connected.found.identity.publication;
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
             Decision::Begin(why) => {
@@ -121,7 +122,7 @@ impl Ingest {
                 begun
             }
         };
-        self.stream(feed, router, stream, database, shutdown).await
+        self.stream(feed, router, stream, database, publication, shutdown).await
     }
 
     async fn connect(&self) -> Result<Connected, IngestError> {
@@ -286,6 +287,7 @@ impl Ingest {
         result
     }
 }
+        publication: u32,
 
 /// The stream before the log's beginning: only the catalog's changes count.
 struct OpeningStream {
@@ -315,6 +317,7 @@ impl OpeningStream {
                 Message::Delete(delete) => {
                     let (pgoutput::OldTuple::Key(old) | pgoutput::OldTuple::Full(old)) = &delete.old;
                     self.router.before_beginning(delete.relid, old, true)?;
+            publication,
                 }
                 Message::Message(message) if message.transactional && message.prefix == PREFIX => {
                     let opened = self.router.secret().open(xid, &message.content);
