@@ -182,20 +182,26 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
 
 /// Waits until every transaction that runs now is over, also those that have committed and are not yet
 /// visible because a synchronous standby has not answered.
-pub(super) async fn settle(client: &Client) -> Result<(), IngestError> {
-    let snapshot = "SELECT pg_catalog.pg_snapshot_xmin(s)::text::int8, pg_catalog.pg_snapshot_xmax(s)::text::int8
-                    FROM pg_catalog.pg_current_snapshot() s";
-    let bounds = async || client.query_one(snapshot, &[]).await.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
-    let (mut xmin, xmax) = bounds().await?;
+///
+/// A snapshot's xmax does not tell which these are: it is the end of what has *completed*, and a
+/// transaction that runs may lie beyond it. So one of our own takes the next id.
+pub(super) async fn settle(client: &mut Client) -> Result<(), IngestError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+    let next = transaction.query_one("SELECT pg_catalog.pg_current_xact_id()::text::int8", &[]).await?;
+    let next: i64 = next.get(0);
+    transaction.rollback().await?;
     let mut told = false;
-    while xmin < xmax {
+    loop {
+        let xmin = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8";
+        if client.query_one(xmin, &[]).await?.get::<_, i64>(0) > next {
+            return Ok(());
+        }
         if !std::mem::replace(&mut told, true) {
             tracing::info!("waiting for transactions that were open when the slot was made; long ones hold this up");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        xmin = bounds().await?.0;
     }
-    Ok(())
 }
 
 /// The catalog as it is, with what the database says of its tables.
