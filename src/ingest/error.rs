@@ -42,7 +42,9 @@ pub enum IngestError {
     Setup { what: String, mend: String },
     #[error("the replication slot {slot} is in use by process {pid}; waiting until it is free")]
     SlotInUse { slot: String, pid: i32 },
-    #[error("the publication was dropped or made again; a new epoch begins")]
+    #[error("nothing was heard from the server for {0:?}, and it did not answer")]
+    Silent(std::time::Duration),
+    #[error("the publication was dropped or made again")]
     PublicationChanged,
 }
 
@@ -62,7 +64,7 @@ impl IngestError {
                 error.is_closed()
                     || error.code().is_none_or(|code| matches!(&code.code()[..2], "57" | "08" | "53" | "40"))
             }
-            IngestError::SlotInUse { .. } | IngestError::PublicationChanged | IngestError::Table(_) => true,
+            IngestError::SlotInUse { .. } | IngestError::PublicationChanged | IngestError::Silent(_) | IngestError::Table(_) => true,
             IngestError::Log(_)
             | IngestError::Decode(_)
             | IngestError::TooMany(_)

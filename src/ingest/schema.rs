@@ -115,6 +115,9 @@ impl Driver {
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
+        if poll.publication != Some(self.publication) {
+            return Err(IngestError::PublicationChanged);
+        }
         let known: Vec<(u32, String)> = self
             .router
             .state()

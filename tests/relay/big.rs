@@ -124,7 +124,6 @@ async fn in_the_middle() -> InTheMiddle {
     let cursor = device.subscribe(&["user:7:*"], None).await.cursor().unwrap();
     // About 8 MB of it come; slow enough to be caught in the middle.
     proxy.set(Direction::ToClient, Flow::BytesPerSecond(600_000));
-    let parts = relay.metric("rowcast_log_parts_total").await.unwrap_or(0.0);
     let written = log_size(&relay);
     run(&pg, &many(0, HELD_UP)).await;
     eventually(LONG, "parts of the transaction are in the log", async || {
@@ -132,7 +131,6 @@ async fn in_the_middle() -> InTheMiddle {
     })
     .await;
     proxy.set(Direction::ToClient, Flow::Stalled);
-    let _ = parts;
     InTheMiddle { pg, proxy, relay, device, cursor }
 }
 
