@@ -16,6 +16,7 @@
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -30,5 +31,6 @@ pub(crate) mod http;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod scene;
 pub(crate) mod token;
 pub(crate) mod wait;
