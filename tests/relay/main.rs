@@ -4,5 +4,6 @@
 mod delivery;
 mod harness;
 mod records;
+mod seam;
 mod support;
 mod values;
