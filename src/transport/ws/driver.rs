@@ -101,7 +101,16 @@ impl Driver {
         self.out.push(established.to_json().into());
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
-        self.converse(&mut session).await
+        let why = match self.converse(&mut session).await {
+            Ok(never) => match never {},
+            Err(why) => why,
+        };
+        if let Closing::Token(code) = why {
+            // Nothing more is owed to a token that is over, but to say so.
+            self.out.clear();
+            self.fail(code, "the session's token is over, or its new one is not accepted");
+        }
+        Err(why)
     }
 
     async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
@@ -150,18 +159,11 @@ impl Driver {
             () = shutdown.cancelled() => Err(restart()),
             () = closed.cancelled() => Err(restart()),
         }
-        .inspect_err(|why| {
-            // Nothing more is owed to a token that is over.
-            if matches!(why, Closing::Token(_)) {
-                self.out.clear();
-            }
-        })
     }
 
     /// What ends a session whatever it does.
     fn check_over(&mut self, session: &mut Session) -> Result<(), Closing> {
         if expiry(&session.identity).is_some_and(|at| Instant::now() >= at) {
-            self.out.clear();
             return Err(Closing::Token("token_expired"));
         }
         if session.feed.hub.closed().is_cancelled() {

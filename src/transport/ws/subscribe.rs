@@ -77,7 +77,8 @@ impl Session {
         };
         let mut patterns: Vec<Pattern> = Vec::new();
         for topic in topics {
-            match self.check_topic(topic, patterns.len()) {
+            let new = patterns.iter().filter(|pattern| self.subscriptions.get(pattern).is_none()).count();
+            match self.check_topic(topic, new) {
                 Ok(pattern) if patterns.contains(&pattern) => {}
                 Ok(pattern) => patterns.push(pattern),
                 Err(why) => answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out),

@@ -129,14 +129,28 @@ impl Device {
         within("sending a frame", self.socket.send(Message::text(text))).await.unwrap();
     }
 
-    /// Sends a message to a relay that may be gone; whether it went out.
-    pub(crate) async fn try_send(&mut self, message: &Value) -> bool {
-        self.socket.send(Message::text(message.to_string())).await.is_ok()
+    pub(crate) async fn send_binary(&mut self, bytes: Vec<u8>) {
+        within("sending a frame", self.socket.send(Message::binary(bytes))).await.unwrap();
     }
 
-    /// The next frame or the close, however long it takes.
-    pub(crate) async fn next_incoming(&mut self) -> Incoming {
-        self.next().await
+    /// The next text frame as it is on the socket: a batch stays whole.
+    pub(crate) async fn recv_whole(&mut self) -> Frame {
+        assert!(self.ready.is_empty(), "frames were read and split before");
+        loop {
+            match within("a frame from the relay", self.socket.next()).await {
+                Some(Ok(Message::Text(text))) => return Frame::parse(text.to_string()),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("no frame but {other:?}"),
+            }
+        }
+    }
+
+    /// The next frame but heartbeats, which must be an error with this code.
+    pub(crate) async fn expect_error(&mut self, code: &str) -> Value {
+        let error = self.expect("error").await.json();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{error}");
+        error
     }
 
     /// The next frame or the close; a batch comes as its single changes.

@@ -19,6 +19,7 @@
 //!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
+//! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -37,5 +38,6 @@ pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod stage;
+pub(crate) mod scene;
 pub(crate) mod token;
 pub(crate) mod wait;
