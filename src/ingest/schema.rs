@@ -10,8 +10,9 @@ use super::error::IngestError;
 use super::poller::Poll;
 use crate::change::{Body, Mark, Reason};
 use crate::log::ColumnQuery;
+use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::postgres::tables::{self, TableFetch};
+use crate::postgres::tables::{self, TableError, TableFetch};
 use crate::postgres::{self, Target};
 use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
 use crate::wal::pgoutput::{self, OldTuple};
@@ -63,8 +64,8 @@ impl Driver {
         self.progress.saw_server_end(fetch.insert_lsn);
         if let Some(mark) = self.router.learn(relid, fetch, at) {
             let reason = why.unwrap_or(mark.reason);
-            self.mark_now(Mark { reason, ..mark }).await?;
-            self.push_on().await?;
+            let beyond = Position::boundary(self.push_on().await?);
+            self.mark_now(Mark { reason, upto: mark.upto.max(beyond), ..mark }).await?;
         }
         Ok(())
     }
@@ -97,12 +98,17 @@ impl Driver {
         }
     }
 
-    /// A mark may reach beyond everything written. An idle server would never get there by itself, so
-    /// one small message is written (to no table).
-    async fn push_on(&mut self) -> Result<(), IngestError> {
+    /// Writes one small message (to no table) and gives its end, for a mark to reach there.
+    ///
+    /// A mark has to lie beyond every cursor that was given out before it, and a cursor may stand at the
+    /// very end of the WAL; and an idle server would never get to a mark by itself.
+    async fn push_on(&mut self) -> Result<Lsn, IngestError> {
         let client = self.database.client().await?;
-        client.batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')").await?;
-        Ok(())
+        const MESSAGE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
+        let row = client.query_one(MESSAGE, &[]).await?;
+        let end = row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?;
+        self.progress.saw_server_end(end);
+        Ok(end)
     }
 
     /// Compares what the database says of its tables with what is known.
@@ -131,7 +137,7 @@ impl Driver {
         let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
         let pending = self.assembly()?.marks.iter().filter(|mark| Some(&mark.table) == name.as_ref());
         let pending = pending.map(|mark| mark.upto).max();
-        let stale = name.and_then(|name| self.marks.get(&name)).copied().max(pending);
+        let stale = name.and_then(|name| self.marks.get(&name)).map(|covered| covered.upto).max(pending);
         if let Some(upto) = stale.filter(|upto| at <= *upto) {
             self.router.leave_out(relid, upto);
             return Ok(());
