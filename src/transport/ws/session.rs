@@ -123,6 +123,9 @@ impl Session {
 
     fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
         self.take();
+        // A mark is in force before anything after it is published. So those that lie before what was
+        // just taken are seen here, while the session still stands before them.
+        self.apply_marks(out);
         let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
         let worked = !items.is_empty();
         for item in items.drain(..) {
@@ -152,6 +155,7 @@ impl Session {
     /// position at which the session then stands: `upto`, or an earlier one if it is behind.
     pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
         self.take();
+        self.apply_marks(out);
         let Mode::Live { items, .. } = &mut self.mode else { return };
         while let Some(item) = items.pop_front_if(|item| item.published.transaction.commit < upto) {
             self.reader.live(&item.published, &item.places, &self.subscriptions, out);
