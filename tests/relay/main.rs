@@ -4,5 +4,6 @@
 mod catalog;
 mod ddl;
 mod harness;
+mod privacy;
 mod support;
 mod tracking;
