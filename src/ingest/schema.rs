@@ -72,9 +72,7 @@ impl Driver {
 
     /// The question itself. The server hears of us while it lasts.
     async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
-        // Taken out, so that the stream can be served while the answer is awaited.
-        let spare = Database::new(self.database.target.clone());
-        let mut database = std::mem::replace(&mut self.database, spare);
+        let mut database = self.take_database();
         let question = async {
             let client = database.client().await?;
             tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)
@@ -82,6 +80,12 @@ impl Driver {
         let answer = self.serve_while(question).await;
         self.database = database;
         answer
+    }
+
+    /// Taken out, so that the stream can be served while an answer is awaited.
+    fn take_database(&mut self) -> Database {
+        let spare = Database::new(self.database.target.clone());
+        std::mem::replace(&mut self.database, spare)
     }
 
     async fn serve_while<T>(
@@ -103,10 +107,19 @@ impl Driver {
     /// A mark has to lie beyond every cursor that was given out before it, and a cursor may stand at the
     /// very end of the WAL; and an idle server would never get to a mark by itself.
     async fn push_on(&mut self) -> Result<Lsn, IngestError> {
-        let client = self.database.client().await?;
-        const MESSAGE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
-        let row = client.query_one(MESSAGE, &[]).await?;
-        let end = row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?;
+        let mut database = self.take_database();
+        let writing = async {
+            let transaction = database.client().await?.transaction().await?;
+            // A standby that does not answer must not hold this up.
+            transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+            const MESSAGE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
+            let row = transaction.query_one(MESSAGE, &[]).await?;
+            transaction.commit().await?;
+            Ok(row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?)
+        };
+        let end = self.serve_while(writing).await;
+        self.database = database;
+        let end = end?;
         self.progress.saw_server_end(end);
         Ok(end)
     }
@@ -114,16 +127,14 @@ impl Driver {
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
-        let known: Vec<(u32, String)> = self
-            .router
-            .state()
-            .tables
-            .iter()
-            .map(|(relid, known)| (*relid, known.info.fingerprint.clone()))
-            .collect();
+        // A table whose track was read from the stream before its transaction was visible is not known yet.
+        let state = self.router.state();
+        let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());
+        let known: Vec<(u32, Option<String>)> =
+            state.catalog.tables().map(|tracked| (tracked.relid, fingerprint(tracked.relid))).collect();
         for (relid, fingerprint) in known {
             // A table that the poll did not ask about was tracked since.
-            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != Some(&fingerprint) {
+            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != fingerprint.as_ref() {
                 self.ask(relid, self.here(), None).await?;
             }
         }
