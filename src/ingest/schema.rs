@@ -10,8 +10,9 @@ use super::error::IngestError;
 use super::poller::Poll;
 use crate::change::{Body, Mark, Reason};
 use crate::log::ColumnQuery;
+use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::postgres::tables::{self, TableFetch};
+use crate::postgres::tables::{self, TableError, TableFetch};
 use crate::postgres::{self, Target};
 use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
 use crate::wal::pgoutput::{self, OldTuple};
@@ -68,17 +69,15 @@ impl Driver {
         self.progress.saw_server_end(fetch.insert_lsn);
         if let Some(mark) = self.router.learn(relid, fetch, at) {
             let reason = why.unwrap_or(mark.reason);
-            self.mark_now(Mark { reason, ..mark }).await?;
-            self.push_on().await?;
+            let beyond = Position::boundary(self.push_on().await?);
+            self.mark_now(Mark { reason, upto: mark.upto.max(beyond), ..mark }).await?;
         }
         Ok(())
     }
 
     /// The question itself. The server hears of us while it lasts.
     async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
-        // Taken out, so that the stream can be served while the answer is awaited.
-        let spare = Database::new(self.database.target.clone());
-        let mut database = std::mem::replace(&mut self.database, spare);
+        let mut database = self.take_database();
         let question = async {
             let client = database.client().await?;
             tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)
@@ -86,6 +85,12 @@ impl Driver {
         let answer = self.serve_while(question).await;
         self.database = database;
         answer
+    }
+
+    /// Taken out, so that the stream can be served while an answer is awaited.
+    fn take_database(&mut self) -> Database {
+        let spare = Database::new(self.database.target.clone());
+        std::mem::replace(&mut self.database, spare)
     }
 
     async fn serve_while<T>(
@@ -102,32 +107,39 @@ impl Driver {
         }
     }
 
-    /// A mark may reach beyond everything written. An idle server would never get there by itself, so
-    /// one small message is written (to no table).
-    async fn push_on(&mut self) -> Result<(), IngestError> {
-        let client = self.database.client().await?;
-        client
-            .batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')")
-            .await?;
-        Ok(())
+    /// Writes one small message (to no table) and gives its end, for a mark to reach there.
+    ///
+    /// A mark has to lie beyond every cursor that was given out before it, and a cursor may stand at the
+    /// very end of the WAL; and an idle server would never get to a mark by itself.
+    async fn push_on(&mut self) -> Result<Lsn, IngestError> {
+        let mut database = self.take_database();
+        let writing = async {
+            let transaction = database.client().await?.transaction().await?;
+            // A standby that does not answer must not hold this up.
+            transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+            const MESSAGE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
+            let row = transaction.query_one(MESSAGE, &[]).await?;
+            transaction.commit().await?;
+            Ok(row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?)
+        };
+        let end = self.serve_while(writing).await;
+        self.database = database;
+        let end = end?;
+        self.progress.saw_server_end(end);
+        Ok(end)
     }
 
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
-        if poll.publication != Some(self.publication) {
-            return Err(IngestError::PublicationChanged);
-        }
-        let known: Vec<(u32, String)> = self
-            .router
-            .state()
-            .tables
-            .iter()
-            .map(|(relid, known)| (*relid, known.info.fingerprint.clone()))
-            .collect();
+        // A table whose track was read from the stream before its transaction was visible is not known yet.
+        let state = self.router.state();
+        let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());
+        let known: Vec<(u32, Option<String>)> =
+            state.catalog.tables().map(|tracked| (tracked.relid, fingerprint(tracked.relid))).collect();
         for (relid, fingerprint) in known {
             // A table that the poll did not ask about was tracked since.
-            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != Some(&fingerprint) {
+            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != fingerprint.as_ref() {
                 self.ask(relid, self.here(), None).await?;
             }
         }
@@ -147,7 +159,7 @@ impl Driver {
         let whole_table = |mark: &&Mark| mark.audience.is_none() && Some(&mark.table) == name.as_ref();
         let pending = self.assembly()?.marks.iter().filter(whole_table);
         let pending = pending.map(|mark| mark.upto).max();
-        let stale = name.and_then(|name| self.reach.upto(&name)).max(pending);
+        let stale = name.and_then(|name| self.marks.get(&name)).map(|covered| covered.upto).max(pending);
         if let Some(upto) = stale.filter(|upto| at <= *upto) {
             self.router.leave_out(relid, upto);
             return Ok(());

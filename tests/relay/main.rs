@@ -9,6 +9,7 @@ mod harness;
 mod serve;
 mod slot;
 mod slow;
+mod privacy;
 mod support;
 mod tracking;
 mod delivery;

@@ -129,8 +129,8 @@ impl Session {
 
     fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
         self.take();
-        // A mark is in force before its transaction is published: one that belongs to what was taken
-        // just now must be met before the position passes it.
+        // A mark is in force before anything after it is published. So those that lie before what was
+        // just taken are seen here, while the session still stands before them.
         self.apply_marks(out);
         let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
         let worked = !items.is_empty();

@@ -18,7 +18,7 @@ use super::copy::Copy;
 use super::frame::{Change, Frame};
 use super::relay::Relay;
 use super::token;
-use super::wait::{PATIENCE, eventually, within};
+use super::wait::within;
 
 /// A connected device.
 pub(crate) struct Device {
@@ -223,24 +223,6 @@ impl Device {
         }
         self.send(&request).await;
         self.answer("subscribed").await
-    }
-
-    /// Subscribes again and again until the relay accepts it: for topics that are still blocked or stale.
-    /// Nothing else may be subscribed that changes meanwhile.
-    pub(crate) async fn subscribe_when_possible(&mut self, topic: &str) {
-        eventually(PATIENCE, &format!("{topic} can be subscribed"), async || {
-            self.send(&json!({"type": "subscribe", "topics": [topic], "ref": topic})).await;
-            loop {
-                let frame = self.recv().await;
-                match frame.kind.as_str() {
-                    "subscribed" => return Some(()),
-                    "sync_required" if frame.json()["to"].is_null() => return None,
-                    "sync_required" | "heartbeat" => {}
-                    _ => panic!("unexpected: {}", frame.text),
-                }
-            }
-        })
-        .await;
     }
 
     pub(crate) async fn unsubscribe(&mut self, topics: &[&str]) -> Frame {
