@@ -34,13 +34,6 @@ const SILENCE: u32 = 6;
 /// Frames taken from the buffer before timers and polls get a turn.
 const BURST: usize = 512;
 
-/// How far a table's mark reaches, and for readers of which scopes.
-#[derive(Debug, Clone)]
-pub(super) struct Covered {
-    pub(super) upto: Position,
-    scopes: Vec<String>,
-}
-
 pub(super) struct Driver {
     pub(super) stream: ReplicationStream,
     pub(super) feed: Arc<Feed>,
@@ -61,8 +54,7 @@ pub(super) struct Driver {
     /// Everything before this was received; the server may be told so.
     received: Lsn,
     greatest_committed_at: i64,
-    /// What each table's mark covers: a later one never gives back what an earlier one took.
-    pub(super) marks: HashMap<Arc<str>, Covered>,
+    pub(super) reach: Reach,
     /// A position without changes is passed to the log at most once a second.
     advance_at: Instant,
     idle_end: Lsn,
@@ -89,11 +81,6 @@ impl Driver {
         status_interval: std::time::Duration,
     ) -> Self {
         let watermark = feed.watermark();
-        let mut marks = HashMap::new();
-        for mark in feed.log.marks().iter().filter(|mark| mark.audience.is_none()) {
-            let covered = Covered { upto: mark.upto, scopes: mark.scopes.clone() };
-            marks.insert(Arc::clone(&mark.table), covered);
-        }
         let now = Instant::now();
         Driver {
             stream,
@@ -421,33 +408,6 @@ impl Driver {
     /// Where the stream stands.
     pub(super) fn here(&self) -> Position {
         self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
-    }
-
-    /// A mark replaces the one before it, so it has to reach at least as far, and as many: readers of a
-    /// scope that the table has left may still come with an old cursor. But the end of a block takes back
-    /// a mark without end.
-    fn never_less(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
-        for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
-            let covered = self
-                .marks
-                .entry(Arc::clone(&mark.table))
-                .or_insert_with(|| Covered { upto: mark.upto, scopes: Vec::new() });
-            // Told again under another reason the block still holds; a new generation ends it.
-            let ends_block = matches!(
-                mark.reason,
-                Reason::Identity | Reason::Retracked | Reason::NewlyTracked | Reason::Untracked
-            );
-            if covered.upto == Position::MAX && ends_block {
-                covered.upto = mark.upto;
-            }
-            covered.upto = covered.upto.max(mark.upto);
-            mark.upto = covered.upto;
-            covered.scopes.append(&mut mark.scopes);
-            covered.scopes.sort_unstable();
-            covered.scopes.dedup();
-            mark.scopes.clone_from(&covered.scopes);
-        }
-        marks
     }
 
     fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {

@@ -159,7 +159,7 @@ impl Driver {
         let whole_table = |mark: &&Mark| mark.audience.is_none() && Some(&mark.table) == name.as_ref();
         let pending = self.assembly()?.marks.iter().filter(whole_table);
         let pending = pending.map(|mark| mark.upto).max();
-        let stale = name.and_then(|name| self.marks.get(&name)).map(|covered| covered.upto).max(pending);
+        let stale = name.and_then(|name| self.reach.upto(&name)).max(pending);
         if let Some(upto) = stale.filter(|upto| at <= *upto) {
             self.router.leave_out(relid, upto);
             return Ok(());
