@@ -132,6 +132,9 @@ impl Driver {
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
+        if poll.publication != Some(self.publication) {
+            return Err(IngestError::PublicationChanged);
+        }
         // A table whose track was read from the stream before its transaction was visible is not known yet.
         let state = self.router.state();
         let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());

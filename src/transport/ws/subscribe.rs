@@ -1,5 +1,7 @@
 //! What a device asks for, one function for each request.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
@@ -16,6 +18,9 @@ use crate::topic::{Pattern, decode_segment};
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
+
+/// How long a subscription waits for the stream to pass a mark ahead of it.
+const MARK_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2_000 });
 
 /// A refusal that leaves the session as it is.
 struct Refusal {
@@ -51,17 +56,22 @@ impl Session {
         let request = match serde_json::from_str(text) {
             Ok(request) => request,
             Err(_) => {
-                let message = format!("the fields of this {kind} message are not as docs/PROTOCOL.md has them");
+                let message =
+                    format!("the fields of this {kind} message are not as docs/PROTOCOL.md has them");
                 answer_refusal(r#ref.as_ref(), refusal("bad_message", message), out);
                 return Ok(());
             }
         };
         match request {
-            Request::Subscribe { topics, cursor } => self.subscribe(r#ref, &topics, cursor.as_deref(), out).await,
+            Request::Subscribe { topics, cursor } => {
+                self.subscribe(r#ref, &topics, cursor.as_deref(), out).await
+            }
             Request::Unsubscribe { topics } => self.unsubscribe(r#ref.as_ref(), topics, out),
             Request::Ping {} => {
                 let timestamp = timestamp(PgTimestamp::now().unix_micros());
-                out.push(Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into());
+                out.push(
+                    Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into(),
+                );
             }
             Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out),
             // The registry of devices, which keeps acknowledged cursors, comes with a later release.
@@ -70,7 +80,13 @@ impl Session {
         Ok(())
     }
 
-    async fn subscribe(&mut self, r#ref: Option<Value>, topics: &[String], cursor: Option<&str>, out: &mut Vec<Bytes>) {
+    async fn subscribe(
+        &mut self,
+        r#ref: Option<Value>,
+        topics: &[String],
+        cursor: Option<&str>,
+        out: &mut Vec<Bytes>,
+    ) {
         let cursor = match cursor.map(|text| self.check_cursor(text)).transpose() {
             Ok(cursor) => cursor,
             Err(why) => return answer_refusal(r#ref.as_ref(), why, out),
@@ -81,7 +97,9 @@ impl Session {
             match self.check_topic(topic, new) {
                 Ok(pattern) if patterns.contains(&pattern) => {}
                 Ok(pattern) => patterns.push(pattern),
-                Err(why) => answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out),
+                Err(why) => {
+                    answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out)
+                }
             }
         }
         if patterns.is_empty() {
@@ -91,7 +109,9 @@ impl Session {
         if cursor.is_none() {
             self.await_marks(&patterns).await;
         } else {
-            patterns.iter().for_each(|pattern| drop(self.remove(pattern)));
+            for pattern in &patterns {
+                self.remove(pattern);
+            }
         }
         // Registered first: from the position that this gives, the outbox has everything. What lies
         // before it belongs to the old subscriptions alone.
@@ -126,11 +146,22 @@ impl Session {
                 subscribed.push(pattern);
             }
         }
-        self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(self.position), out);
+        // A topic that is still catching up stands further back.
+        let stands = subscribed
+            .iter()
+            .filter_map(|pattern| self.replaying(pattern))
+            .fold(self.position, Position::min);
+        self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(stands), out);
     }
 
     /// From a cursor: what lies between it and the session's position is replayed.
-    fn subscribe_from(&mut self, r#ref: Option<Value>, patterns: Vec<Pattern>, cursor: Cursor, out: &mut Vec<Bytes>) {
+    fn subscribe_from(
+        &mut self,
+        r#ref: Option<Value>,
+        patterns: Vec<Pattern>,
+        cursor: Cursor,
+        out: &mut Vec<Bytes>,
+    ) {
         let from = match self.feed.readable(cursor) {
             Ok(from) => from,
             Err(reason) => {
@@ -159,7 +190,14 @@ impl Session {
         self.answer_subscribed(r#ref.as_ref(), &subscribed, cursor, out);
         if from < self.position {
             let upto = self.position;
-            self.replays.push_back(Replay { r#ref, topics: subscribed, wanted, after: from, upto, begun: false });
+            self.replays.push_back(Replay {
+                r#ref,
+                topics: subscribed,
+                wanted,
+                after: from,
+                upto,
+                begun: false,
+            });
         }
     }
 
@@ -172,7 +210,7 @@ impl Session {
             if !has_copy && mark.upto != Position::MAX {
                 match &new.pattern.table {
                     Some(_) => new.from = new.from.max(mark.upto),
-                    None => new.tables.push((table, Start::After(mark.upto))),
+                    None => new.begin_table(table, Start::After(mark.upto)),
                 }
                 continue;
             }
@@ -180,7 +218,7 @@ impl Session {
             stale.push(Stale { topic, from, upto: mark.upto, reason: mark.reason });
             match &new.pattern.table {
                 Some(_) => whole = true,
-                None => new.tables.push((table, Start::Ended(mark.upto))),
+                None => new.begin_table(table, Start::Ended(mark.upto)),
             }
         }
         stale.dedup_by(|a, b| a.topic == b.topic);
@@ -195,18 +233,24 @@ impl Session {
             let marks = self.feed.log.marks();
             marks.iter().any(|mark| {
                 let near = mark.upto != Position::MAX && mark.upto > Position::boundary(hub.published());
-                near && patterns.iter().any(|p| Subscription::new(p.clone(), Position::ZERO).hit(mark, Position::ZERO).is_some())
+                near && patterns
+                    .iter()
+                    .any(|p| Subscription::new(p.clone(), Position::ZERO).hit(mark, Position::ZERO).is_some())
             })
         };
         let mut watermark = self.feed.log.watermark();
-        let passed = async {
-            while ahead() && watermark.changed().await.is_ok() {}
-        };
+        let passed = async { while ahead() && watermark.changed().await.is_ok() {} };
         // If it takes longer, the topics stay silent until the stream has passed the mark.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), passed).await;
+        let _ = tokio::time::timeout(MARK_PATIENCE, passed).await;
     }
 
-    fn answer_subscribed(&self, r#ref: Option<&Value>, patterns: &[Pattern], cursor: Cursor, out: &mut Vec<Bytes>) {
+    fn answer_subscribed(
+        &self,
+        r#ref: Option<&Value>,
+        patterns: &[Pattern],
+        cursor: Cursor,
+        out: &mut Vec<Bytes>,
+    ) {
         if patterns.is_empty() {
             return;
         }
@@ -232,16 +276,25 @@ impl Session {
     /// A new token for the same user; what it no longer grants ends.
     fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
         let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity = self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
+        let identity =
+            self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
         if identity.user != self.identity.user {
             return Err(Closing::NotGranted("the new token is of another user"));
         }
         self.identity = identity;
-        let gone: Vec<Pattern> =
-            self.subscriptions.patterns().filter(|pattern| !self.identity.grants.covers(pattern)).cloned().collect();
+        let gone: Vec<Pattern> = self
+            .subscriptions
+            .patterns()
+            .filter(|pattern| !self.identity.grants.covers(pattern))
+            .cloned()
+            .collect();
         if !gone.is_empty() {
-            gone.iter().for_each(|pattern| drop(self.remove(pattern)));
-            out.push(Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into());
+            for pattern in &gone {
+                self.remove(pattern);
+            }
+            out.push(
+                Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into(),
+            );
         }
         let topics = self.identity.grants.patterns().iter().map(ToString::to_string).collect();
         out.push(Answer::Granted { r#ref, topics }.to_json().into());
@@ -249,12 +302,18 @@ impl Session {
     }
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
-        let cursor: Cursor = text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
-        // Before the database was reached nobody knows where it ends, so a cursor ahead of the log waits.
-        let known = Some(self.relay.progress.server_end()).filter(|end| *end != Lsn::ZERO);
-        let end = known.map_or(Lsn::MAX, |end| end.max(self.feed.watermark().lsn));
-        if cursor.epoch == self.feed.epoch && cursor.position.commit > end {
-            return Err(refusal("invalid_cursor", "this cursor lies beyond everything that the database has written"));
+        let cursor: Cursor =
+            text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
+        let end = self.relay.progress.server_end();
+        // Before the database is reached nobody knows its end; and after a crash a device may be ahead of
+        // the log until the server has sent again what was lost.
+        let known = end != Lsn::ZERO && cursor.epoch == self.feed.epoch;
+        let end = end.max(self.feed.watermark().lsn);
+        if known && cursor.position.commit > end {
+            return Err(refusal(
+                "invalid_cursor",
+                "this cursor lies beyond everything that the database has written",
+            ));
         }
         Ok(cursor)
     }
@@ -266,7 +325,10 @@ impl Session {
         }
         let most = self.relay.limits.max_subscriptions_per_session;
         if self.subscriptions.get(&pattern).is_none() && self.subscriptions.len() + more >= most {
-            return Err(refusal("too_many_subscriptions", format!("a session has at most {most} subscriptions")));
+            return Err(refusal(
+                "too_many_subscriptions",
+                format!("a session has at most {most} subscriptions"),
+            ));
         }
         Ok(pattern)
     }
@@ -289,4 +351,3 @@ fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Bytes>) {
     let answer = Answer::Error { r#ref, code, message, retryable, retry_after_ms: None, topic };
     out.push(answer.to_json().into());
 }
-
