@@ -89,7 +89,9 @@ async fn a_large_transaction_takes_little_memory_and_arrives_exactly() {
     }
     let all = begun.elapsed();
     let peak = relay.memory_kib("VmHWM") - before;
-    eprintln!("{count} rows: committed after {committed:?}, delivered after {all:?}; the relay's peak grew by {peak} KiB");
+    eprintln!(
+        "{count} rows: committed after {committed:?}, delivered after {all:?}; the relay's peak grew by {peak} KiB"
+    );
     assert!(peak < MEMORY_KIB, "the relay's peak grew by {peak} KiB");
     copy.assert_equals(&pg, "orders", &orders_of("7")).await;
 
@@ -233,7 +235,11 @@ async fn a_large_transaction_for_one_slow_device_waits_in_the_log() {
     let mut other = Device::of(&relay, "2", "other").connect().await;
     other.subscribe(&["user:2:*"], None).await;
     let before = relay.memory_kib("VmHWM");
-    run(&pg, &format!("INSERT INTO orders SELECT n, '1', repeat('x', 200) FROM generate_series(1, {ROWS}) n")).await;
+    run(
+        &pg,
+        &format!("INSERT INTO orders SELECT n, '1', repeat('x', 200) FROM generate_series(1, {ROWS}) n"),
+    )
+    .await;
     pg.sql("INSERT INTO orders VALUES (0, '2', 'y')").await;
     // Past the large transaction, of which the slow device has read nothing.
     assert_eq!(next_change(&mut other).await.key_text(), r#"{"id":0}"#);

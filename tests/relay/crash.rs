@@ -78,8 +78,12 @@ fn statement(writer: u64, random: &mut Random) -> String {
     match random.below(8) {
         0..3 => upsert(id),
         3 => format!("DELETE FROM orders WHERE id = {id}"),
-        4 => format!("UPDATE orders SET user_id = '{user}' WHERE id BETWEEN {id} AND {id} + 3 AND id < ({writer} + 1) * 1000"),
-        5 => format!("DELETE FROM orders WHERE id = {id} + 500; UPDATE orders SET id = id + 500 WHERE id = {id}"),
+        4 => format!(
+            "UPDATE orders SET user_id = '{user}' WHERE id BETWEEN {id} AND {id} + 3 AND id < ({writer} + 1) * 1000"
+        ),
+        5 => format!(
+            "DELETE FROM orders WHERE id = {id} + 500; UPDATE orders SET id = id + 500 WHERE id = {id}"
+        ),
         6 => format!(
             "BEGIN; {}; SAVEPOINT s; DELETE FROM orders WHERE id / 1000 = {writer}; ROLLBACK TO s; {}; COMMIT",
             upsert(id),
@@ -90,7 +94,13 @@ fn statement(writer: u64, random: &mut Random) -> String {
 }
 
 /// Writes until told to stop, connecting again whenever the server goes away.
-async fn write(url: String, writer: u64, mut random: Random, commits: Arc<AtomicU64>, mut allowed: watch::Receiver<Option<u64>>) {
+async fn write(
+    url: String,
+    writer: u64,
+    mut random: Random,
+    commits: Arc<AtomicU64>,
+    mut allowed: watch::Receiver<Option<u64>>,
+) {
     'connect: loop {
         let Ok((client, connection)) = tokio_postgres::connect(&url, NoTls).await else {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -176,7 +186,9 @@ async fn survive(fault: Fault, relay_env: &[(&str, &str)]) {
         let followed = follower.finish().await;
         followed.copy.assert_equals(&pg, "orders", &orders_of(user)).await;
         match fault {
-            Fault::Postgres => assert_eq!(followed.connections, 1, "PostgreSQL's fault cost a device its socket"),
+            Fault::Postgres => {
+                assert_eq!(followed.connections, 1, "PostgreSQL's fault cost a device its socket")
+            }
             Fault::StopRelay => assert!(followed.restarts > 0, "no device was told of a restart"),
             Fault::KillRelay => {}
         }
@@ -289,7 +301,8 @@ async fn a_transaction_is_gone_on_with_in_its_middle_after_a_crash() {
         let mut relay = Relay::on(&pg).env("ROWCAST_BIG_TRANSACTION_SIZE", part).start().await;
         let mut device = Device::of(&relay, "1", "phone").connect().await;
         device.subscribe(&["user:1:*"], None).await;
-        pg.sql("TRUNCATE untracked; INSERT INTO orders SELECT n, '1', 'x' FROM generate_series(1, 50) n").await;
+        pg.sql("TRUNCATE untracked; INSERT INTO orders SELECT n, '1', 'x' FROM generate_series(1, 50) n")
+            .await;
         let mut copy = Copy::default();
         let mut cursor = None;
         for change in device.changes(20).await {
@@ -361,7 +374,11 @@ async fn sigterm_tells_sessions_and_confirms_the_end_of_the_log() {
         }
     };
     assert_eq!(change.key_text(), r#"{"id":2}"#);
-    assert_eq!(relay.metric("rowcast_transactions_total").await, Some(1.0), "PostgreSQL sent something again");
+    assert_eq!(
+        relay.metric("rowcast_transactions_total").await,
+        Some(1.0),
+        "PostgreSQL sent something again"
+    );
 }
 
 /// A cursor beyond everything that the database has written is no cursor to wait for.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::copy::{Copy, rows_as_json};
 use crate::support::device::{Device, Incoming};
-use crate::support::orders::{install, orders_of, with_orders};
+use crate::support::orders::{orders_of, with_orders};
 use crate::support::postgres::TestPostgres;
 use crate::support::proxy::{Direction, Flow, Proxy, Upstream};
 use crate::support::relay::Relay;
@@ -114,7 +114,10 @@ async fn sigterm_after_the_slot_is_made_and_before_the_log_is_leaves_no_slot() {
 /// slot is there and a transaction is still open. Gives that transaction.
 async fn opening_behind_transactions(pg: &TestPostgres) -> (Relay, tokio_postgres::Client) {
     let first = pg.client().await;
-    first.batch_execute("BEGIN; INSERT INTO orders VALUES (1, '1', 'open while the log is opened')").await.unwrap();
+    first
+        .batch_execute("BEGIN; INSERT INTO orders VALUES (1, '1', 'open while the log is opened')")
+        .await
+        .unwrap();
     let relay = Relay::on(pg).start_listening().await;
     let mut open = (first, xid_of_open(pg).await);
     for number in 2.. {
@@ -154,7 +157,8 @@ async fn commits_decoded_but_not_visible_while_opening_are_not_lost() {
     pg.sql("SELECT pg_reload_conf()").await;
     let hanging = tokio::spawn(async move { open.batch_execute("COMMIT").await });
     eventually(PATIENCE, "the commit waits for the standby", async || {
-        (pg.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await == "1").then_some(())
+        (pg.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await == "1")
+            .then_some(())
     })
     .await;
     relay.wait_line("waiting for transactions that were open when the slot was made").await;
@@ -186,7 +190,8 @@ async fn commits_that_wait_for_a_standby_do_not_wait_for_the_relay() {
     pg.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
     pg.sql("SELECT pg_reload_conf()").await;
     let client = pg.client().await;
-    let hanging = tokio::spawn(async move { client.batch_execute("INSERT INTO orders VALUES (1, '1', 'x')").await });
+    let hanging =
+        tokio::spawn(async move { client.batch_execute("INSERT INTO orders VALUES (1, '1', 'x')").await });
     assert_eq!(device.change().await.key_text(), r#"{"id":1}"#);
     assert_eq!(pg.value("SELECT count(*) FROM orders").await, "0");
     pg.sql("ALTER SYSTEM RESET synchronous_standby_names").await;
@@ -236,13 +241,16 @@ async fn a_slot_advanced_behind_the_relays_back_is_a_new_epoch() {
     expect_new_epoch(&pg, &relay, &old, "the log misses something").await;
 }
 
-/// The same publication made again by hand, as a restored dump would.
-const PUBLICATION_AGAIN: &str = "DO $$ DECLARE made text; BEGIN
-    SELECT 'CREATE PUBLICATION rowcast FOR TABLE ' || string_agg(format('%I.%I', schemaname, tablename), ', ')
-        INTO made FROM pg_publication_tables WHERE pubname = 'rowcast';
-    DROP PUBLICATION rowcast;
-    EXECUTE made;
-END $$";
+/// Keeps what makes the same publication again, as a dump would.
+const KEEP_PUBLICATION: &str = "CREATE TABLE kept AS
+    SELECT 'CREATE PUBLICATION rowcast FOR TABLE ' || string_agg(format('%I.%I', schemaname, tablename), ', ') AS made
+    FROM pg_publication_tables WHERE pubname = 'rowcast'";
+const MAKE_PUBLICATION: &str = "DO $$ BEGIN EXECUTE (SELECT made FROM kept); END $$";
+
+async fn make_publication_again(pg: &TestPostgres) {
+    pg.sql(KEEP_PUBLICATION).await;
+    pg.sql(&format!("BEGIN; DROP PUBLICATION rowcast; {MAKE_PUBLICATION}; COMMIT")).await;
+}
 
 #[tokio::test]
 async fn a_publication_made_again_while_the_relay_is_down_is_a_new_epoch() {
@@ -250,7 +258,7 @@ async fn a_publication_made_again_while_the_relay_is_down_is_a_new_epoch() {
     let mut relay = Relay::on(&pg).start().await;
     let (_, old) = subscribed(&relay).await;
     relay.terminate().await;
-    pg.sql(PUBLICATION_AGAIN).await;
+    make_publication_again(&pg).await;
     relay.start_again().await;
     expect_new_epoch(&pg, &relay, &old, "the publication was dropped and made again").await;
 }
@@ -260,7 +268,7 @@ async fn a_publication_made_again_under_the_relay_is_a_new_epoch() {
     let pg = with_orders(Options::scratch()).await;
     let relay = Relay::on(&pg).start().await;
     let (mut device, old) = subscribed(&relay).await;
-    pg.sql(PUBLICATION_AGAIN).await;
+    make_publication_again(&pg).await;
     expect_epoch_over(&mut device).await;
     expect_new_epoch(&pg, &relay, &old, "the publication was dropped and made again").await;
 }
@@ -270,6 +278,7 @@ async fn a_publication_dropped_under_the_relay_is_waited_for_and_then_a_new_epoc
     let pg = with_orders(Options::scratch()).await;
     let relay = Relay::on(&pg).start().await;
     let (mut device, old) = subscribed(&relay).await;
+    pg.sql(KEEP_PUBLICATION).await;
     pg.sql("DROP PUBLICATION rowcast").await;
     pg.sql("INSERT INTO orders VALUES (1, '1', 'lost')").await;
     relay.wait_line("the publication rowcast is missing").await;
@@ -277,8 +286,7 @@ async fn a_publication_dropped_under_the_relay_is_waited_for_and_then_a_new_epoc
         (relay.http().get("/ready").await.status == 503).then_some(())
     })
     .await;
-    install(&pg).await;
-    pg.sql("SELECT rowcast.track('public.orders')").await;
+    pg.sql(MAKE_PUBLICATION).await;
     expect_epoch_over(&mut device).await;
     expect_new_epoch(&pg, &relay, &old, "the publication was dropped and made again").await;
 }
@@ -395,7 +403,8 @@ async fn a_walsender_that_is_ended_costs_nothing() {
     for id in 1..=3 {
         let ended = "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots WHERE active";
         pg.sql(&format!("INSERT INTO orders VALUES ({id}, '1', 'before')")).await;
-        eventually(PATIENCE, "a walsender to end", async || (pg.value(ended).await == "1").then_some(())).await;
+        eventually(PATIENCE, "a walsender to end", async || (pg.value(ended).await == "1").then_some(()))
+            .await;
         pg.sql(&format!("INSERT INTO orders VALUES ({id} + 10, '1', 'after')")).await;
         assert_eq!(device.change().await.key_text(), format!(r#"{{"id":{id}}}"#));
         assert_eq!(device.change().await.key_text(), format!(r#"{{"id":{}}}"#, id + 10));
@@ -497,7 +506,9 @@ async fn a_short_wal_sender_timeout_disconnects_nobody() {
     // Idle at first, then with a device that never reads.
     for traffic in [false, true] {
         let begun = pg.value("SELECT clock_timestamp()").await;
-        let heard = format!("SELECT count(*) FROM pg_stat_replication WHERE reply_time > '{begun}'::timestamptz + interval '5 s'");
+        let heard = format!(
+            "SELECT count(*) FROM pg_stat_replication WHERE reply_time > '{begun}'::timestamptz + interval '5 s'"
+        );
         eventually(PATIENCE, "replies over more than two time-outs", async || {
             if traffic {
                 sent += 1;

@@ -107,7 +107,10 @@ async fn two_hundred_slow_devices_do_not_grow_the_relay() {
         assert_eq!(next_change(&mut fast).await.key_text(), format!(r#"{{"id":{number}}}"#));
     }
     let grown = relay.memory_kib("VmRSS").saturating_sub(before);
-    eprintln!("{DEVICES} slow devices, {} MB owed: the relay grew by {grown} KiB", DEVICES * ROWS * 40_000 / 1_000_000);
+    eprintln!(
+        "{DEVICES} slow devices, {} MB owed: the relay grew by {grown} KiB",
+        DEVICES * ROWS * 40_000 / 1_000_000
+    );
     assert!(grown < 2 * FLAT_KIB, "the relay grew by {grown} KiB");
     // Some of them read again, at once; the others go away unread.
     let mut reading = tokio::task::JoinSet::new();
@@ -150,7 +153,7 @@ async fn write_until(pg: &TestPostgres, user: &str, what: &str, mut done: impl A
 
 const SMALL_LOG: u64 = 4 * 1024 * 1024;
 /// What the storage engine keeps whatever the limit is: its journal, and what is on its way to the tables.
-const ENGINE: u64 = 100 * 1024 * 1024;
+const ENGINE: u64 = 160 * 1024 * 1024;
 
 async fn with_small_log(pg: &TestPostgres) -> Relay {
     Relay::on(pg).env("ROWCAST_LOG_MAX_SIZE", &SMALL_LOG.to_string()).start().await
@@ -168,7 +171,8 @@ async fn a_slow_device_that_the_log_has_left_behind_is_told_to_sync() {
     let mut slow = Device::of(&relay, "1", "slow").small_buffer().connect().await;
     let begun = slow.subscribe(&["user:1:*"], None).await.cursor().unwrap();
     // Its socket is full long before the log is.
-    write_until(&pg, "1", "retention passes the slow device", async || too_old(&relay, "1", &begun).await).await;
+    write_until(&pg, "1", "retention passes the slow device", async || too_old(&relay, "1", &begun).await)
+        .await;
     // And once more as much, so that it has passed everything that sockets hold, too.
     let mut fresh = Device::of(&relay, "1", "fresh").connect().await;
     let later = fresh.subscribe(&["user:1:*"], None).await.cursor().unwrap();
@@ -204,7 +208,7 @@ async fn what_retention_has_passed_is_too_old_and_the_log_stays_small() {
         rounds += 1;
         let bytes = relay.metric("rowcast_log_bytes").await.unwrap_or(0.0);
         most = most.max(bytes as u64);
-        rounds > 120 && too_old(&relay, "1", &old).await
+        rounds > 200 && too_old(&relay, "1", &old).await
     })
     .await;
     eprintln!("log_max_size {SMALL_LOG}: at most {most} bytes after about {} MB", rounds * 13 / 10);
@@ -216,7 +220,10 @@ async fn what_retention_has_passed_is_too_old_and_the_log_stays_small() {
     assert_eq!((&told["topics"], &told["reason"]), (&json!(["user:1:*"]), &json!("too_old")));
     let ask = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": old});
     let refused = relay.http_as("1").post("/api/realtime/sync", &ask).await.expect_status(409).json();
-    assert_eq!((&refused["code"], &refused["tables"]["orders"]["reason"]), (&json!("full_sync_required"), &json!("too_old")));
+    assert_eq!(
+        (&refused["code"], &refused["tables"]["orders"]["reason"]),
+        (&json!("full_sync_required"), &json!("too_old"))
+    );
 
     // A quiet device that stayed did not grow old.
     pg.sql("INSERT INTO orders VALUES (1, '1', 'live')").await;

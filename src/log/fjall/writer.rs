@@ -250,6 +250,11 @@ impl Writer {
         shared.storage.put_applied(&mut batch, applied);
         batch.commit().map_err(shared.storage.failure())?;
         let mut spans = Spans::clone(&shared.spans());
+        // What is over goes to its tables. A span that is small would stay in memory, and fjall looks at
+        // its journal only when something is written to tables: it would grow without end.
+        if let Some(over) = spans.0.last() {
+            over.keyspace.rotate_memtable().map_err(shared.storage.failure())?;
+        }
         spans.0.push(Span::new(info, keyspace));
         shared.set_spans(spans);
         (self.applied, self.time_slot) = (applied, None);

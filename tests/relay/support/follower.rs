@@ -48,7 +48,10 @@ impl Follower {
     /// Waits for the last row.
     pub(crate) async fn finish(self) -> Followed {
         let deadline = std::time::Duration::from_secs(60);
-        tokio::time::timeout(deadline, self.task).await.expect("a follower's last row within a minute").unwrap()
+        tokio::time::timeout(deadline, self.task)
+            .await
+            .expect("a follower's last row within a minute")
+            .unwrap()
     }
 }
 

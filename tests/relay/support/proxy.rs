@@ -57,7 +57,8 @@ impl Proxy {
     pub(crate) async fn start(upstream: Upstream) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let open = State { to_server: Flow::Open, to_client: Flow::Open, cuts: 0, silences: 0, accepting: true };
+        let open =
+            State { to_server: Flow::Open, to_client: Flow::Open, cuts: 0, silences: 0, accepting: true };
         let (state, watching) = watch::channel(open);
         let task = tokio::spawn(accept(listener, upstream, watching));
         Proxy { address, state, task }
@@ -141,7 +142,8 @@ async fn join(
     mut state: watch::Receiver<State>,
     made: State,
 ) {
-    let flow = move |state: &State, flow: Flow| if state.silences == made.silences { flow } else { Flow::Stalled };
+    let flow =
+        move |state: &State, flow: Flow| if state.silences == made.silences { flow } else { Flow::Stalled };
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
     let to_server = pump(client_read, server_write, state.clone(), move |state| flow(state, state.to_server));
