@@ -64,7 +64,10 @@ impl IngestError {
                 error.is_closed()
                     || error.code().is_none_or(|code| matches!(&code.code()[..2], "57" | "08" | "53" | "40"))
             }
-            IngestError::SlotInUse { .. } | IngestError::PublicationChanged | IngestError::Silent(_) | IngestError::Table(_) => true,
+            IngestError::SlotInUse { .. }
+            | IngestError::PublicationChanged
+            | IngestError::Silent(_)
+            | IngestError::Table(_) => true,
             IngestError::Log(_)
             | IngestError::Decode(_)
             | IngestError::TooMany(_)

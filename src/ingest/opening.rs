@@ -66,13 +66,19 @@ pub enum NewEpoch {
     OtherDatabase,
     #[error("the replication slot is gone")]
     SlotGone,
-    #[error("the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed")]
+    #[error(
+        "the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed"
+    )]
     SlotLost,
-    #[error("the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something")]
+    #[error(
+        "the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something"
+    )]
     Gap { confirmed: Lsn, end: Lsn },
     #[error("the publication was dropped and made again")]
     PublicationChanged,
-    #[error("the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits")]
+    #[error(
+        "the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits"
+    )]
     HistoryLost { server_end: Lsn, end: Lsn },
     #[error("the server moved to another timeline at {switch_point}, before the log's end at {end}")]
     TimelineSwitched { switch_point: Lsn, end: Lsn },
@@ -129,7 +135,10 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
         )
         .await?;
     if row.get::<_, i32>(0) < 150_000 {
-        return Err(IngestError::setup("the server is older than PostgreSQL 15", "rowcast needs PostgreSQL 15 or later"));
+        return Err(IngestError::setup(
+            "the server is older than PostgreSQL 15",
+            "rowcast needs PostgreSQL 15 or later",
+        ));
     }
     if row.get::<_, String>(1) != "logical" {
         return Err(IngestError::setup(
@@ -156,7 +165,9 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
     };
     if !row.get::<_, bool>(6) {
         return Err(IngestError::setup(
-            format!("the schema rowcast is missing in the database {database}, or the role {user} may not use it"),
+            format!(
+                "the schema rowcast is missing in the database {database}, or the role {user} may not use it"
+            ),
             "run rowcast init, and GRANT rowcast_relay to the relay's role",
         ));
     }
@@ -198,7 +209,9 @@ pub(super) async fn settle(client: &mut Client) -> Result<(), IngestError> {
             return Ok(());
         }
         if !std::mem::replace(&mut told, true) {
-            tracing::info!("waiting for transactions that were open when the slot was made; long ones hold this up");
+            tracing::info!(
+                "waiting for transactions that were open when the slot was made; long ones hold this up"
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -270,7 +283,11 @@ mod tests {
     fn an_unbroken_history_goes_on() {
         assert_eq!(decided(|_| {}), Decision::Resume);
         assert_eq!(decided(|found| found.server_end = Lsn::new(100)), Decision::Resume);
-        let confirmed = |lsn| move |found: &mut Found| found.slot.as_mut().unwrap_or_else(|| panic!()).confirmed = Some(Lsn::new(lsn));
+        let confirmed = |lsn| {
+            move |found: &mut Found| {
+                found.slot.as_mut().unwrap_or_else(|| panic!()).confirmed = Some(Lsn::new(lsn))
+            }
+        };
         assert_eq!(decided(confirmed(100)), Decision::Resume);
         let gap = NewEpoch::Gap { confirmed: Lsn::new(101), end: Lsn::new(100) };
         assert_eq!(decided(confirmed(101)), Decision::Begin(gap));
@@ -285,7 +302,10 @@ mod tests {
         assert_eq!(decide(None, &found()), Decision::Begin(NewEpoch::NoLog));
         assert_eq!(begins(|found| found.identity.system_id = 8), NewEpoch::OtherDatabase);
         assert_eq!(begins(|found| found.slot = None), NewEpoch::SlotGone);
-        assert_eq!(begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true), NewEpoch::SlotLost);
+        assert_eq!(
+            begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true),
+            NewEpoch::SlotLost
+        );
         assert_eq!(begins(|found| found.identity.publication = 4), NewEpoch::PublicationChanged);
         assert!(matches!(begins(|found| found.server_end = Lsn::new(99)), NewEpoch::HistoryLost { .. }));
     }
@@ -300,6 +320,9 @@ mod tests {
         };
         assert_eq!(decided(promoted(100)), Decision::Resume);
         assert!(matches!(decided(promoted(99)), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
-        assert!(matches!(decided(|found| found.identity.timeline = 2), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
+        assert!(matches!(
+            decided(|found| found.identity.timeline = 2),
+            Decision::Begin(NewEpoch::TimelineSwitched { .. })
+        ));
     }
 }

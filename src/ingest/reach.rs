@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn what_is_in_force_counts_after_a_restart() {
-        let mark = |upto, reason| Mark { table: "orders".into(), audience: None, scopes: Vec::new(), upto, reason };
+        let mark =
+            |upto, reason| Mark { table: "orders".into(), audience: None, scopes: Vec::new(), upto, reason };
         let mut reach = Reach::of(&[mark(Position::MAX, Reason::SchemaChanged)]);
         assert_eq!(put(&mut reach, at(40), Reason::SchemaChanged), Position::MAX);
         assert_eq!(put(&mut reach, at(50), Reason::Identity), at(50));

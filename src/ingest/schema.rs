@@ -117,7 +117,8 @@ impl Driver {
             let transaction = database.client().await?.transaction().await?;
             // A standby that does not answer must not hold this up.
             transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
-            const MESSAGE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
+            const MESSAGE: &str =
+                "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
             let row = transaction.query_one(MESSAGE, &[]).await?;
             transaction.commit().await?;
             Ok(row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?)

@@ -113,7 +113,8 @@ impl Ingest {
             None => None,
         };
         self.progress.restart_server_end(connected.found.server_end);
-        let decision = opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let decision =
+            opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let publication = connected.found.identity.publication;
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
@@ -129,10 +130,14 @@ impl Ingest {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
         let (publication, slot) = opening::look(client, &self.options.slot).await?;
-        let mut connection = ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
+        let mut connection =
+            ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
-        let switches =
-            if system.timeline > 1 { connection.timeline_history(system.timeline).await? } else { Vec::new() };
+        let switches = if system.timeline > 1 {
+            connection.timeline_history(system.timeline).await?
+        } else {
+            Vec::new()
+        };
         let identity = Identity {
             system_id: system.system_id,
             database: system.dbname,
@@ -158,7 +163,9 @@ impl Ingest {
         &self,
         connected: Connected,
     ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
-        let Some(feed) = self.feed.borrow().clone() else { return Err(IngestError::Protocol("no log to go on with")) };
+        let Some(feed) = self.feed.borrow().clone() else {
+            return Err(IngestError::Protocol("no log to go on with"));
+        };
         // The router's state belongs to the position that readers see: everything accepted is applied.
         feed.log.applied().await?;
         feed.log.flush().await?;
@@ -199,7 +206,10 @@ impl Ingest {
         if connected.found.slot.is_some() {
             connected.connection.drop_slot(slot, false).await?;
         }
-        tracing::info!(slot, "creating the replication slot; PostgreSQL waits for transactions that are open now");
+        tracing::info!(
+            slot,
+            "creating the replication slot; PostgreSQL waits for transactions that are open now"
+        );
         let created = match connected.connection.create_slot(slot, true, shutdown).await {
             Err(crate::wal::WalError::Aborted) => return Ok(None),
             created => created?,
@@ -232,15 +242,19 @@ impl Ingest {
         };
         let id = format!("{:032x}", rand::random::<u128>());
         let greatest = opening::fence(connected.database.client().await?, &id).await?;
-        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else { return Ok(None) };
+        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else {
+            return Ok(None);
+        };
         let (start, fence_time) = met?;
         // What committed before the fence has to be visible to whoever reads the tables from now on.
-        let settled = shutdown.run_until_cancelled(opening_stream.serve_while_settling(&mut connected.database)).await;
+        let settled =
+            shutdown.run_until_cancelled(opening_stream.serve_while_settling(&mut connected.database)).await;
         let Some(settled) = settled else { return Ok(None) };
         settled?;
         let created_at = PgTimestamp::now().unix_micros();
         let identity = &connected.found.identity;
-        let epoch = Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
+        let epoch =
+            Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
         let router = opening_stream.router;
         let beginning = Beginning {
             epoch,
@@ -271,12 +285,17 @@ impl Ingest {
             connection.drop_slot(slot, true).await
         };
         match tokio::time::timeout(CLOSE_GRACE, dropping).await {
-            Ok(Ok(())) => tracing::info!(slot, "the replication slot was dropped again: there is no log for it yet"),
+            Ok(Ok(())) => {
+                tracing::info!(slot, "the replication slot was dropped again: there is no log for it yet")
+            }
             Ok(Err(error)) => {
                 tracing::warn!(slot, %error, "the new replication slot stays behind without a log, and keeps WAL; drop it, or start again");
             }
             Err(_) => {
-                tracing::warn!(slot, "the new replication slot stays behind without a log, and keeps WAL; drop it, or start again");
+                tracing::warn!(
+                    slot,
+                    "the new replication slot stays behind without a log, and keeps WAL; drop it, or start again"
+                );
             }
         }
     }
@@ -409,7 +428,11 @@ async fn status_interval(database: &mut Database) -> Result<Duration, IngestErro
         .await?;
     let timeout = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
     let third = Duration::from_millis(timeout / 3);
-    Ok(if timeout == 0 { Duration::from_secs(10) } else { third.clamp(Duration::from_millis(100), Duration::from_secs(10)) })
+    Ok(if timeout == 0 {
+        Duration::from_secs(10)
+    } else {
+        third.clamp(Duration::from_millis(100), Duration::from_secs(10))
+    })
 }
 
 /// The causes beneath an error, for the log.

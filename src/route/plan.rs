@@ -67,7 +67,10 @@ impl Plan {
         let table = || format!("{}.{}", relation.namespace, relation.name);
         // Rows of another table must never be routed by this one's topics.
         if (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
-            return Err(PlanError::Name { found: table(), tracked: format!("{}.{}", tracked.schema, tracked.table) });
+            return Err(PlanError::Name {
+                found: table(),
+                tracked: format!("{}.{}", tracked.schema, tracked.table),
+            });
         }
         let find = |name: &str| {
             let found = relation.columns.iter().position(|c| *c.name == *name);

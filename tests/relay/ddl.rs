@@ -174,7 +174,10 @@ async fn values_of_a_changed_type_arrive_in_their_new_text() {
 async fn a_cursor_from_before_the_ddl_is_refused_for_that_table_alone() {
     let mut stage = stage().await;
     let before = stage.device.subscribe(&["user:1:*"], None).await.cursor().unwrap();
-    stage.pg.sql("INSERT INTO meals VALUES (7, 1, 'soup'); ALTER TABLE orders ADD COLUMN added int DEFAULT 3").await;
+    stage
+        .pg
+        .sql("INSERT INTO meals VALUES (7, 1, 'soup'); ALTER TABLE orders ADD COLUMN added int DEFAULT 3")
+        .await;
     stage.expect_told("schema_changed", "ADD COLUMN").await;
     // By REST for both tables: 409 that names the one; without it, an answer.
     let sync = async |topics: serde_json::Value, cursor: &str| {
@@ -183,7 +186,13 @@ async fn a_cursor_from_before_the_ddl_is_refused_for_that_table_alone() {
     };
     let refused = sync(json!(["user:1:*"]), &before).await.expect_status(409);
     assert_eq!(refused.json()["code"], "full_sync_required");
-    assert!(refused.text().contains("orders") && refused.text().contains("schema_changed") && !refused.text().contains("meals"), "{}", refused.text());
+    assert!(
+        refused.text().contains("orders")
+            && refused.text().contains("schema_changed")
+            && !refused.text().contains("meals"),
+        "{}",
+        refused.text()
+    );
     let meals = sync(json!(["user:1:meals"]), &before).await.expect_status(200);
     assert_eq!(meals.json()["total_changes"], 1);
     // A second device with the old cursor is told, and goes on with what it can.
@@ -203,7 +212,10 @@ async fn a_cursor_from_before_the_ddl_is_refused_for_that_table_alone() {
     second.subscribe(&["user:1:orders"], Some(&to)).await;
     stage.pg.sql("UPDATE orders SET note = 'after' WHERE id = 1").await;
     let change = second.until("database_change").await.pop().unwrap().change().unwrap();
-    assert!(change.record_text().contains(r#""note":"after""#) && change.record_text().contains(r#""added":3"#), "{change:?}");
+    assert!(
+        change.record_text().contains(r#""note":"after""#) && change.record_text().contains(r#""added":3"#),
+        "{change:?}"
+    );
 }
 
 #[tokio::test]
@@ -235,7 +247,8 @@ async fn maintenance_is_told_to_nobody() {
         for statement in maintenance.split("; ") {
             stage.pg.sql(statement).await;
         }
-        let told: Vec<_> = stage.compared().await.into_iter().filter(|frame| frame.kind != "subscribed").collect();
+        let told: Vec<_> =
+            stage.compared().await.into_iter().filter(|frame| frame.kind != "subscribed").collect();
         assert!(told.is_empty(), "{maintenance}: {told:?}");
         stage.equal_rows("orders", maintenance).await;
     }
@@ -258,7 +271,9 @@ async fn ddl_and_rows_in_one_transaction() {
     let told = before.pop().unwrap().json();
     assert_eq!((&told["topics"], &told["reason"]), (&json!(["user:1:orders"]), &json!("schema_changed")));
     // A row that came before has the shape that the table had at its place, and nothing in between.
-    for change in before.iter().map(|frame| change_of(frame, "mixed")).filter(|change| change.topic == "user:1:orders") {
+    for change in
+        before.iter().map(|frame| change_of(frame, "mixed")).filter(|change| change.topic == "user:1:orders")
+    {
         let record: serde_json::Value = serde_json::from_str(change.record_text()).unwrap();
         let added = if record["note"] == "old shape" { None } else { Some(&json!(5)) };
         // The last row was written after `spare` was dropped.
@@ -319,7 +334,10 @@ async fn ddl_while_the_relay_is_down() {
 #[tokio::test]
 async fn a_broken_identity_blocks_the_table_until_it_is_mended() {
     let mut stage = stage().await;
-    stage.pg.sql("CREATE TABLE notes (id int PRIMARY KEY, user_id int, text text); SELECT rowcast.track('notes')").await;
+    stage
+        .pg
+        .sql("CREATE TABLE notes (id int PRIMARY KEY, user_id int, text text); SELECT rowcast.track('notes')")
+        .await;
     let newly = stage.device.expect("sync_required").await.json();
     assert_eq!(newly["reason"], "newly_tracked");
     stage.device.subscribe(&["user:1:notes"], None).await;
@@ -328,11 +346,22 @@ async fn a_broken_identity_blocks_the_table_until_it_is_mended() {
     for breaking in ["DEFAULT", "NOTHING"] {
         stage.pg.sql(&format!("ALTER TABLE notes REPLICA IDENTITY {breaking}")).await;
         // The change of shape is told first; what matters is told with the first row.
-        assert_eq!(stage.device.expect("sync_required").await.json()["reason"], "schema_changed", "{breaking}");
+        assert_eq!(
+            stage.device.expect("sync_required").await.json()["reason"],
+            "schema_changed",
+            "{breaking}"
+        );
         stage.device.subscribe(&["user:1:notes"], None).await;
-        stage.pg.sql(&format!("INSERT INTO notes SELECT max(id) + 1, 1, 'secret of {breaking}' FROM notes")).await;
+        stage
+            .pg
+            .sql(&format!("INSERT INTO notes SELECT max(id) + 1, 1, 'secret of {breaking}' FROM notes"))
+            .await;
         let told = stage.device.expect("sync_required").await.json();
-        assert_eq!((&told["topics"], &told["reason"], &told["to"]), (&json!(["user:1:notes"]), &json!("identity"), &json!(null)), "{breaking}");
+        assert_eq!(
+            (&told["topics"], &told["reason"], &told["to"]),
+            (&json!(["user:1:notes"]), &json!("identity"), &json!(null)),
+            "{breaking}"
+        );
         // Subscribing again is answered with the same, and nothing comes.
         stage.device.send(&json!({"type": "subscribe", "topics": ["user:1:notes"]})).await;
         assert_eq!(stage.device.expect("sync_required").await.json()["reason"], "identity");
@@ -350,7 +379,10 @@ async fn a_broken_identity_blocks_the_table_until_it_is_mended() {
 #[tokio::test]
 async fn an_identity_mended_by_hand_ends_the_block() {
     let mut stage = stage().await;
-    stage.pg.sql("ALTER TABLE orders REPLICA IDENTITY DEFAULT; UPDATE orders SET note = 'x' WHERE id = 1").await;
+    stage
+        .pg
+        .sql("ALTER TABLE orders REPLICA IDENTITY DEFAULT; UPDATE orders SET note = 'x' WHERE id = 1")
+        .await;
     loop {
         let told = stage.expect_told_any().await;
         if told["reason"] == "identity" {
@@ -429,7 +461,8 @@ async fn dropped_and_made_again_while_rows_are_written() {
         SELECT rowcast.track('orders'); INSERT INTO orders VALUES (1, 1, '{}'); ALTER TABLE orders ALTER b TYPE jsonb;
         UPDATE orders SET b = '{\"a\":1}'; INSERT INTO meals VALUES (2, 1, 'soup');").await;
     let frames = frames_until_now(&stage.pg, &mut stage.device, "user:1").await;
-    let meals = frames.iter().filter_map(Frame::change).filter(|change| change.topic == "user:1:meals").count();
+    let meals =
+        frames.iter().filter_map(Frame::change).filter(|change| change.topic == "user:1:meals").count();
     assert_eq!(meals, 2, "{frames:?}");
     assert!(frames.iter().any(|frame| frame.kind == "sync_required"), "{frames:?}");
     stage.compared().await;

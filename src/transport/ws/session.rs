@@ -170,7 +170,9 @@ impl Session {
         self.apply_marks(out);
         let Mode::Live { items, .. } = &mut self.mode else { return };
         let before = items.partition_point(|item| item.published.transaction.commit < upto);
-        for item in items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit) {
+        for item in
+            items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit)
+        {
             self.reader.live(&item.published, &item.places, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(upto));

@@ -129,6 +129,16 @@ impl Device {
         within("sending a frame", self.socket.send(Message::text(text))).await.unwrap();
     }
 
+    /// Sends a message to a relay that may be gone; whether it went out.
+    pub(crate) async fn try_send(&mut self, message: &Value) -> bool {
+        self.socket.send(Message::text(message.to_string())).await.is_ok()
+    }
+
+    /// The next frame or the close, however long it takes.
+    pub(crate) async fn next_incoming(&mut self) -> Incoming {
+        self.next().await
+    }
+
     pub(crate) async fn send_binary(&mut self, bytes: Vec<u8>) {
         within("sending a frame", self.socket.send(Message::binary(bytes))).await.unwrap();
     }

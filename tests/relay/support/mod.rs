@@ -30,14 +30,14 @@
 pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
-pub(crate) mod frame;
 pub(crate) mod follower;
+pub(crate) mod frame;
 pub(crate) mod http;
 pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
-pub(crate) mod stage;
 pub(crate) mod scene;
+pub(crate) mod stage;
 pub(crate) mod token;
 pub(crate) mod wait;

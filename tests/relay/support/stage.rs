@@ -23,7 +23,11 @@ pub(crate) fn relay_on(postgres: &TestPostgres) -> Setup {
 /// All frames up to a broadcast that is sent now to an audience, such as `user:42`, whose topic `mark`
 /// the device has subscribed: what was committed before it, and is for the device, is among them. The
 /// broadcast itself is left out.
-pub(crate) async fn frames_until_now(postgres: &TestPostgres, device: &mut Device, audience: &str) -> Vec<Frame> {
+pub(crate) async fn frames_until_now(
+    postgres: &TestPostgres,
+    device: &mut Device,
+    audience: &str,
+) -> Vec<Frame> {
     let id = postgres.value(&format!("SELECT rowcast.broadcast('{audience}:mark', 'mark', 'null')")).await;
     let mut frames = Vec::new();
     loop {
