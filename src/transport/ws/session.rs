@@ -148,9 +148,15 @@ impl Session {
         }
     }
 
-    /// Puts into frames what lies before `upto`, so that subscriptions may change there. Gives the
-    /// position at which the session then stands: `upto`, or an earlier one if it is behind.
+    /// Puts into frames what lies before `upto`, so that subscriptions may change there. The session
+    /// then stands at `upto`, or at an earlier position if it is behind: from there the log is read.
     pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
+        // What is live waits for the end of a replay; and an outbox that was opened before `upto` lacks
+        // what new audiences were sent until then. In both cases the log has it.
+        if !self.replays.is_empty() || matches!(self.mode, Mode::Joining(_)) {
+            self.mode = Mode::Behind;
+            return;
+        }
         self.take();
         let Mode::Live { items, .. } = &mut self.mode else { return };
         while let Some(item) = items.pop_front_if(|item| item.published.transaction.commit < upto) {
