@@ -8,10 +8,13 @@ mod writers;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::copy::Copy;
 use crate::support::device::Device;
 use crate::support::frame::Frame;
 use crate::support::relay::Relay;
-use crate::support::scene::{changes_of, changes_until_now, listening, replayed, scene, told};
+use crate::support::scene::{
+    changes_of, changes_until_now, frames_until_now, listening, replayed, scene, told,
+};
 use traveller::Traveller;
 use writers::{TABLES, write_all};
 
@@ -126,6 +129,51 @@ async fn one_topic_is_replayed_while_another_is_live() {
     let all: Vec<_> = before.chain(during).chain(after).collect();
     assert_eq!(all.iter().filter(|change| change.topic == "user:1:a").count(), 98);
     assert_eq!(all.iter().filter(|change| change.topic == "user:1:b").count(), 1500 + 98);
+}
+
+/// What waits for a replay to end goes on waiting when the device asks for more meanwhile.
+#[tokio::test]
+async fn a_subscription_within_a_replay_does_not_disturb_it() {
+    let (pg, relay) = scene(TABLES).await;
+    let (mut watch, cursor) = listening(&relay, "1", "watch").await;
+    pg.sql("INSERT INTO b SELECT n, 1, 0, repeat('x', 500) FROM generate_series(1, 4000) n").await;
+    frames_until_now(&pg, &mut watch, "user:1").await;
+    let writer = pg.client().await;
+    let writing = tokio::spawn(async move {
+        for n in 1..200 {
+            let sql = format!("UPDATE b SET n = n + 1 WHERE id = {n}; INSERT INTO a VALUES ({n}, 1, 0, '')");
+            writer.batch_execute(&sql).await.unwrap();
+        }
+    });
+    let mut device = Device::of(&relay, "1", "phone").connect().await;
+    device.subscribe(&["user:1:mark"], None).await;
+    let subscribe =
+        |topic: &str| serde_json::json!({"type": "subscribe", "topics": [topic], "cursor": cursor});
+    device.send(&subscribe("user:1:b")).await;
+    device.expect("subscribed").await;
+    device.expect("replay_begin").await;
+    let (mut copy, mut replays) = (Copy::default(), 0);
+    while replays < 2 {
+        let frame = device.recv().await;
+        if let Some(change) = frame.change() {
+            assert!(replays > 0 || change.topic == "user:1:b", "within another replay: {}", frame.text);
+            copy.apply(&change);
+            if copy.len() % 100 == 0 {
+                device.send(&serde_json::json!({"type": "subscribe", "topics": ["user:1:other"]})).await;
+            }
+            if copy.len() == 1000 && change.operation == "INSERT" {
+                device.send(&subscribe("user:1:a")).await;
+            }
+        }
+        replays += usize::from(frame.kind == "caught_up");
+    }
+    writing.await.unwrap();
+    for frame in frames_until_now(&pg, &mut device, "user:1").await {
+        frame.change().iter().for_each(|change| copy.apply(change));
+    }
+    for table in ["a", "b"] {
+        copy.assert_equals(&pg, table, &format!("SELECT * FROM {table} WHERE user_id = 1")).await;
+    }
 }
 
 #[tokio::test]
