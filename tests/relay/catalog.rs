@@ -25,7 +25,8 @@ async fn installed(pg: &TestPostgres) -> Vec<String> {
 }
 
 fn assert_same(now: &[String], before: &[String]) {
-    let lacking = |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
+    let lacking =
+        |a: &[String], b: &[String]| a.iter().filter(|line| !b.contains(line)).cloned().collect::<Vec<_>>();
     assert_eq!((lacking(now, before), lacking(before, now)), (vec![], vec![]), "new, and gone");
 }
 
@@ -36,7 +37,10 @@ async fn installing_again_changes_nothing() {
     pg.sql("CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL)").await;
     rowcast(&pg, &["track", "public.orders"]).await.expect_success();
     let before = installed(&pg).await;
-    assert!(before.iter().any(|line| line.starts_with("setting mac_inner ")) && before.iter().any(|line| line.contains("user:{user_id}:orders")));
+    assert!(
+        before.iter().any(|line| line.starts_with("setting mac_inner "))
+            && before.iter().any(|line| line.contains("user:{user_id}:orders"))
+    );
     rowcast(&pg, &["init"]).await.expect_success();
     assert_same(&installed(&pg).await, &before);
     // Two at once, as from two hosts of one deployment.
@@ -98,7 +102,11 @@ async fn commands_without_a_catalog_or_a_table_say_what_to_do() {
 const REFUSALS: &[(&str, &str, &[&str])] = &[
     ("'no_key'", "55000", &["no_key has no primary key", "ADD PRIMARY KEY"]),
     ("'deferred'", "55000", &["deferrable", "DROP CONSTRAINT deferred_pkey", "(id)"]),
-    ("'plain'", "22023", &["whose rows does public.plain hold?", "global:plain", "user:{owner_column}:plain"]),
+    (
+        "'plain'",
+        "22023",
+        &["whose rows does public.plain hold?", "global:plain", "user:{owner_column}:plain"],
+    ),
     ("'generated_owner'", "22023", &["whose rows"]),
     ("'orders', topics => '{}'", "22023", &["no topics are given for public.orders"]),
     ("'orders', topics => ARRAY[NULL]", "22023", &["null is no topic template"]),
@@ -119,7 +127,11 @@ const REFUSALS: &[(&str, &str, &[&str])] = &[
     ("'orders', topics => ARRAY['user:a%3a:orders']", "22023", &["upper-case digits"]),
     ("'orders', topics => ARRAY[E'user:a\\tb:orders']", "22023", &["upper-case digits"]),
     ("'orders', topics => ARRAY['user:' || repeat('x', 257) || ':orders']", "22023", &["256 bytes"]),
-    ("'orders', topics => ARRAY['user:{user_id}:orders', 'global:other']", "22023", &["different names", "orders, other"]),
+    (
+        "'orders', topics => ARRAY['user:{user_id}:orders', 'global:other']",
+        "22023",
+        &["different names", "orders, other"],
+    ),
     ("'orders', topics => ARRAY['user:{nobody}:orders']", "42703", &["nobody", "no such column", "user_id"]),
     ("'orders', topics => ARRAY['user:{User_ID}:orders']", "42703", &["no such column"]),
     ("'orders', topics => ARRAY['user:{price}:orders']", "0A000", &["numeric", "uuid"]),
@@ -129,11 +141,19 @@ const REFUSALS: &[(&str, &str, &[&str])] = &[
     ("'orders', topics => ARRAY['user:{ids}:orders']", "0A000", &["integer[]"]),
     ("'orders', topics => ARRAY['user:{label}:orders']", "0A000", &["public.label", "enums may"]),
     ("'generated_owner', topics => ARRAY['user:{user_id}:g']", "0A000", &["generated column"]),
-    ("'orders', topics => ARRAY['user:{user_id}:taken']", "23505", &["the name taken", "public.holder is tracked"]),
+    (
+        "'orders', topics => ARRAY['user:{user_id}:taken']",
+        "23505",
+        &["the name taken", "public.holder is tracked"],
+    ),
     ("'orders', columns => '{}'", "22023", &["lacks id, user_id"]),
     ("'orders', columns => ARRAY['id']", "22023", &["lacks user_id", "columns =>"]),
     ("'orders', columns => ARRAY['user_id']", "22023", &["lacks id"]),
-    ("'orders', columns => ARRAY['id', 'user_id', 'none']", "42703", &["no column \"none\"", "The columns are: id, user_id"]),
+    (
+        "'orders', columns => ARRAY['id', 'user_id', 'none']",
+        "42703",
+        &["no column \"none\"", "The columns are: id, user_id"],
+    ),
     ("'orders', columns => ARRAY['id', 'user_id', NULL]", "42703", &["no column null"]),
     ("'orders', columns => ARRAY['id', 'user_id', 'id']", "22023", &["twice"]),
     ("'orders', columns => ARRAY['id', 'user_id', 'total']", "0A000", &["generated"]),
@@ -198,7 +218,10 @@ async fn what_cannot_be_tracked_is_refused_with_a_way_out() {
     let pg = database().await;
     pg.sql(REFUSED_TABLES).await;
     let client = pg.client().await;
-    client.batch_execute("CREATE TEMPORARY TABLE a_temporary (id int PRIMARY KEY, user_id int)").await.unwrap();
+    client
+        .batch_execute("CREATE TEMPORARY TABLE a_temporary (id int PRIMARY KEY, user_id int)")
+        .await
+        .unwrap();
     let publication = "SELECT string_agg(prrelid::regclass::text, ' ' ORDER BY 1) FROM pg_publication_rel";
     let before = (pg.value(publication).await, pg.value("SELECT count(*) FROM rowcast.tables").await);
     let mut wrong = Vec::new();
@@ -211,9 +234,12 @@ async fn what_cannot_be_tracked_is_refused_with_a_way_out() {
             }
             Err(error) => error.as_db_error().unwrap_or_else(|| panic!("{statement}: {error}")).clone(),
         };
-        let said = [Some(error.message()), error.detail(), error.hint()].map(Option::unwrap_or_default).join("\n");
+        let said =
+            [Some(error.message()), error.detail(), error.hint()].map(Option::unwrap_or_default).join("\n");
         let missing: Vec<_> = texts.iter().filter(|text| !said.contains(**text)).collect();
-        let helps = error.detail().is_some() && error.hint().is_some() && error.message().starts_with("rowcast.track: ");
+        let helps = error.detail().is_some()
+            && error.hint().is_some()
+            && error.message().starts_with("rowcast.track: ");
         if error.code().code() != *state || !missing.is_empty() || !helps {
             wrong.push(format!("{statement}: {} lacks {missing:?} in: {said}", error.code().code()));
         }
@@ -230,17 +256,52 @@ async fn what_cannot_be_tracked_is_refused_with_a_way_out() {
 const CHOICES: &[(&str, &str, &str, &str)] = &[
     ("by_key", "(user_id int, id int, v text, PRIMARY KEY (user_id, id))", "", "d"),
     ("everyones", "(id int, user_id int, v text, PRIMARY KEY (id))", ", ARRAY['global:everyones']", "d"),
-    ("indexed", "(id int PRIMARY KEY, user_id int NOT NULL, v text, UNIQUE (user_id, id))", "", "i indexed_user_id_id_key"),
+    (
+        "indexed",
+        "(id int PRIMARY KEY, user_id int NOT NULL, v text, UNIQUE (user_id, id))",
+        "",
+        "i indexed_user_id_id_key",
+    ),
     ("built", "(id int PRIMARY KEY, user_id uuid NOT NULL, v text)", "", "i rowcast_identity"),
     ("nullable", "(id int PRIMARY KEY, user_id int, v text)", "", "f"),
     ("long_owner", "(id int PRIMARY KEY, user_id text NOT NULL, v text)", "", "f"),
     ("short_owner", "(id int PRIMARY KEY, user_id varchar(40) NOT NULL, v text)", "", "i rowcast_identity"),
-    ("listed", "(id int PRIMARY KEY, user_id int NOT NULL, v text, secret text)", ", columns => '{id,user_id,v}'", "i rowcast_identity"),
-    ("listed_full", "(id int PRIMARY KEY, user_id int, v text, secret text)", ", columns => '{id,user_id,v}'", "f"),
-    ("deferred_index", "(id int PRIMARY KEY, user_id int NOT NULL, v text, UNIQUE (user_id, id) DEFERRABLE)", "", "i rowcast_identity"),
-    ("generated", "(id int PRIMARY KEY, user_id int NOT NULL, v text, g int GENERATED ALWAYS AS (id) STORED, UNIQUE (user_id, id, g))", "", "i rowcast_identity"),
-    ("two_owners", "(id int PRIMARY KEY, user_id int NOT NULL, other int NOT NULL, v text)", ", ARRAY['user:{user_id}:two_owners','user:{other}:two_owners']", "i rowcast_identity"),
-    ("\"Odd \"\"name\"\"\"", "(\"the id\" int PRIMARY KEY, user_id int NOT NULL, v text)", "", "i rowcast_identity"),
+    (
+        "listed",
+        "(id int PRIMARY KEY, user_id int NOT NULL, v text, secret text)",
+        ", columns => '{id,user_id,v}'",
+        "i rowcast_identity",
+    ),
+    (
+        "listed_full",
+        "(id int PRIMARY KEY, user_id int, v text, secret text)",
+        ", columns => '{id,user_id,v}'",
+        "f",
+    ),
+    (
+        "deferred_index",
+        "(id int PRIMARY KEY, user_id int NOT NULL, v text, UNIQUE (user_id, id) DEFERRABLE)",
+        "",
+        "i rowcast_identity",
+    ),
+    (
+        "generated",
+        "(id int PRIMARY KEY, user_id int NOT NULL, v text, g int GENERATED ALWAYS AS (id) STORED, UNIQUE (user_id, id, g))",
+        "",
+        "i rowcast_identity",
+    ),
+    (
+        "two_owners",
+        "(id int PRIMARY KEY, user_id int NOT NULL, other int NOT NULL, v text)",
+        ", ARRAY['user:{user_id}:two_owners','user:{other}:two_owners']",
+        "i rowcast_identity",
+    ),
+    (
+        "\"Odd \"\"name\"\"\"",
+        "(\"the id\" int PRIMARY KEY, user_id int NOT NULL, v text)",
+        "",
+        "i rowcast_identity",
+    ),
 ];
 
 #[tokio::test]
@@ -257,13 +318,19 @@ async fn every_accepted_track_leaves_update_and_delete_working() {
             ))
             .await;
         assert_eq!(identity, *expected, "{table}");
-        let of_catalog = pg.value(&format!("SELECT identity FROM rowcast.tables WHERE relid = 'public.{name}'::regclass")).await;
+        let of_catalog = pg
+            .value(&format!("SELECT identity FROM rowcast.tables WHERE relid = 'public.{name}'::regclass"))
+            .await;
         let letter = identity.split(' ').next().unwrap();
         assert_eq!(&of_catalog[..1], letter, "{table}");
         // The application goes on, with owners that move and keys that change.
         let id = if table.starts_with('"') { "\"the id\"" } else { "id" };
         let owner = |n: u32| {
-            if *table == "built" { format!("'00000000-0000-0000-0000-00000000000{n}'") } else { format!("'{n}'") }
+            if *table == "built" {
+                format!("'00000000-0000-0000-0000-00000000000{n}'")
+            } else {
+                format!("'{n}'")
+            }
         };
         let other = if *table == "two_owners" { ", other" } else { "" };
         let value = if *table == "two_owners" { ", 3" } else { "" };
@@ -277,7 +344,8 @@ async fn every_accepted_track_leaves_update_and_delete_working() {
         ))
         .await;
         // Tracked as it is already, nothing happens.
-        let generation = format!("SELECT generation FROM rowcast.tables WHERE relid = 'public.{name}'::regclass");
+        let generation =
+            format!("SELECT generation FROM rowcast.tables WHERE relid = 'public.{name}'::regclass");
         let before = pg.value(&generation).await;
         pg.sql(&format!("SELECT rowcast.track('public.{name}'{arguments})")).await;
         assert_eq!(pg.value(&generation).await, before, "{table}");
@@ -326,7 +394,11 @@ async fn track_gives_up_while_a_transaction_is_open_on_the_table() {
     for table in ["orders", "loose"] {
         let refused = refusal(&tracker, &format!("SELECT rowcast.track('{table}')")).await;
         assert_eq!(refused.code().code(), "55P03", "{refused:?}");
-        assert!(refused.detail().unwrap().contains("50ms") && refused.detail().unwrap().contains(&pid.to_string()), "{refused:?}");
+        assert!(
+            refused.detail().unwrap().contains("50ms")
+                && refused.detail().unwrap().contains(&pid.to_string()),
+            "{refused:?}"
+        );
     }
     assert_eq!(pg.value("SELECT count(*) FROM rowcast.tables").await, "0");
     writer.batch_execute("COMMIT").await.unwrap();
@@ -362,11 +434,8 @@ const OWNER: &str = "
 async fn owners_track_and_the_relay_serves_with_the_least_rights() {
     let pg = database().await;
     pg.sql(OWNER).await;
-    let (owner, app, stranger) = tokio::join!(
-        connect_as(&pg, "app_owner"),
-        connect_as(&pg, "app"),
-        connect_as(&pg, "stranger")
-    );
+    let (owner, app, stranger) =
+        tokio::join!(connect_as(&pg, "app_owner"), connect_as(&pg, "app"), connect_as(&pg, "stranger"));
     // Neither who owns but is no member, nor who is a member but does not own.
     let refused = refusal(&owner, "SELECT rowcast.track('shop.orders')").await;
     assert_eq!(refused.code().code(), "42501");
@@ -399,7 +468,10 @@ async fn owners_track_and_the_relay_serves_with_the_least_rights() {
     assert_eq!(device.expect("sync_required").await.json()["reason"], "schema_changed");
     owner.batch_execute("SELECT rowcast.untrack('shop.orders')").await.unwrap();
     assert_eq!(pg.value("SELECT count(*) FROM rowcast.tables").await, "0");
-    assert_eq!(pg.value("SELECT relreplident::text FROM pg_class WHERE oid = 'shop.orders'::regclass").await, "d");
+    assert_eq!(
+        pg.value("SELECT relreplident::text FROM pg_class WHERE oid = 'shop.orders'::regclass").await,
+        "d"
+    );
     let forbidden = relay.output().into_iter().find(|line| line.contains("permission denied"));
     assert_eq!(forbidden, None);
 }
@@ -423,7 +495,11 @@ async fn ordinary_roles_reach_nothing_of_the_catalog() {
             assert_eq!(refusal(client, statement).await.code().code(), "42501", "{statement}");
         }
     }
-    for statement in ["SELECT rowcast.tag('phone')", "SELECT rowcast.broadcast('user:1:a', 'e', '1')", "SELECT rowcast.user_topics('1')"] {
+    for statement in [
+        "SELECT rowcast.tag('phone')",
+        "SELECT rowcast.broadcast('user:1:a', 'e', '1')",
+        "SELECT rowcast.user_topics('1')",
+    ] {
         assert_eq!(refusal(&app, statement).await.code().code(), "42501", "{statement}");
         writer.batch_execute(statement).await.unwrap();
     }
@@ -479,7 +555,10 @@ async fn user_topics_are_those_of_the_user_alone() {
     )
     .await;
     let topics = async |user: &str| {
-        pg.value(&format!("SELECT coalesce(string_agg(t, ' ' ORDER BY t), '') FROM rowcast.user_topics({user}) AS t")).await
+        pg.value(&format!(
+            "SELECT coalesce(string_agg(t, ' ' ORDER BY t), '') FROM rowcast.user_topics({user}) AS t"
+        ))
+        .await
     };
     assert_eq!(topics("'42'").await, "global:exercises user:42:fixed user:42:messages user:42:orders");
     assert_eq!(topics("'4'").await, "global:exercises user:4:messages user:4:orders");
@@ -495,7 +574,8 @@ async fn status_names_what_is_wrong_and_the_command_that_mends_it() {
          SELECT rowcast.track('orders'), rowcast.track('other')",
     )
     .await;
-    let problems = "SELECT name, problem, mend FROM rowcast.status WHERE part = 'table' AND problem IS NOT NULL";
+    let problems =
+        "SELECT name, problem, mend FROM rowcast.status WHERE part = 'table' AND problem IS NOT NULL";
     assert_eq!(pg.query_text(problems).await, Vec::<Vec<_>>::new());
     for (breaking, word) in [
         ("ALTER TABLE orders REPLICA IDENTITY DEFAULT", "replica identity"),
@@ -525,7 +605,8 @@ async fn a_relay_that_may_not_replicate_says_so_and_ends() {
     let mut relay = relay_on(&pg).start_listening().await;
     assert_eq!(relay.wait_exit().await, Some(1));
     let mend = "ALTER ROLE rowcast_relay REPLICATION";
-    eventually(PATIENCE, "what is missing is told", async || (relay.count_lines(mend) > 0).then_some(())).await;
+    eventually(PATIENCE, "what is missing is told", async || (relay.count_lines(mend) > 0).then_some(()))
+        .await;
     pg.sql(mend).await;
     relay.start_again().await;
     relay.wait_ready().await;
@@ -537,11 +618,15 @@ async fn a_relay_without_a_catalog_or_rights_to_it_says_so_and_ends() {
     pg.sql("CREATE ROLE bare LOGIN REPLICATION").await;
     let mut relay = Relay::on_url(&pg.url_as("bare")).start_listening().await;
     assert_eq!(relay.wait_exit().await, Some(1));
-    eventually(PATIENCE, "told to install", async || (relay.count_lines("rowcast init") > 0).then_some(())).await;
+    eventually(PATIENCE, "told to install", async || (relay.count_lines("rowcast init") > 0).then_some(()))
+        .await;
     rowcast(&pg, &["init"]).await.expect_success();
     relay.start_again().await;
     assert_eq!(relay.wait_exit().await, Some(1));
-    eventually(PATIENCE, "told to grant", async || (relay.count_lines("permission denied") + relay.count_lines("GRANT") > 0).then_some(())).await;
+    eventually(PATIENCE, "told to grant", async || {
+        (relay.count_lines("permission denied") + relay.count_lines("GRANT") > 0).then_some(())
+    })
+    .await;
     pg.sql("GRANT rowcast_relay TO bare; CREATE TABLE orders (user_id int, id int, PRIMARY KEY (user_id, id)); SELECT rowcast.track('orders')").await;
     relay.start_again().await;
     relay.wait_ready().await;

@@ -8,7 +8,7 @@ use crate::support::device::{Connect, Device, Incoming};
 use crate::support::frame::Frame;
 use crate::support::postgres::{TestPostgres, connect};
 use crate::support::relay::Relay;
-use crate::support::stage::{database, frames_until_now, relay_on};
+use crate::support::stage::{database, frames_until_now, relay_on, synced};
 use crate::support::token;
 
 const NOTES: &str = "
@@ -20,10 +20,61 @@ const FAR_FUTURE: i64 = 4_102_444_800;
 /// Users, as claims and as column values, that would be someone else if anything were read twice.
 fn strange_users() -> Vec<String> {
     let mut users: Vec<String> = [
-        "a", "b", "a:b", "a%3Ab", "a%253Ab", "*", "%2A", "%", "%%", "%2", "%2a", ":", "::", "a:*", "user:a", "a:notes", "{sub}", "{owner}",
-        " ", " a", "a ", "A", "null", "NULL", "true", "0", "00", "1", "01", "1.0", "+1", "-1", "9007199254740992", "9007199254740993",
-        "ünïcødé 日本語 😀", "u\u{308}", "ü", "\u{feff}a", "\u{200b}", "\u{1}", "a\tb", "a\nb", "\u{7f}", "\u{85}", "\"", "\\", "'", "a,b", "/", "a/b",
-        "../a", "?", "#", "&", "<script>",
+        "a",
+        "b",
+        "a:b",
+        "a%3Ab",
+        "a%253Ab",
+        "*",
+        "%2A",
+        "%",
+        "%%",
+        "%2",
+        "%2a",
+        ":",
+        "::",
+        "a:*",
+        "user:a",
+        "a:notes",
+        "{sub}",
+        "{owner}",
+        " ",
+        " a",
+        "a ",
+        "A",
+        "null",
+        "NULL",
+        "true",
+        "0",
+        "00",
+        "1",
+        "01",
+        "1.0",
+        "+1",
+        "-1",
+        "9007199254740992",
+        "9007199254740993",
+        "ünïcødé 日本語 😀",
+        "u\u{308}",
+        "ü",
+        "\u{feff}a",
+        "\u{200b}",
+        "\u{1}",
+        "a\tb",
+        "a\nb",
+        "\u{7f}",
+        "\u{85}",
+        "\"",
+        "\\",
+        "'",
+        "a,b",
+        "/",
+        "a/b",
+        "../a",
+        "?",
+        "#",
+        "&",
+        "<script>",
     ]
     .map(str::to_owned)
     .into();
@@ -65,21 +116,28 @@ async fn every_user_reads_exactly_their_own_rows_whatever_they_are_called() {
         for operation in ["INSERT", "UPDATE"] {
             let change = device.change().await;
             let record: Value = serde_json::from_str(change.record_text()).unwrap();
-            assert_eq!((record["id"].as_u64(), record["owner"].as_str()), (Some(id as u64), Some(user.as_str())), "{user:?}");
+            assert_eq!(
+                (record["id"].as_u64(), record["owner"].as_str()),
+                (Some(id as u64), Some(user.as_str())),
+                "{user:?}"
+            );
             assert_eq!((&change.operation[..], &change.topic), (operation, &*topic), "{user:?}");
         }
         let body = json!({"device_id": "rest", "topics": [&*topic], "cursor": &*begun});
-        let answer = relay.http_as(user).post("/api/realtime/sync", &body).await.expect_status(200).json();
-        assert_eq!(answer["total_changes"], 1, "{user:?}: {answer}");
+        let answer = synced(&relay.http_as(user), &body, 1).await;
         assert_eq!(answer["changes"]["notes"][0]["record"]["id"], id, "{user:?}");
         // No other user's topic, as it is and as someone careless would write it.
         for other in users.iter().filter(|other| *other != user) {
-            let topics = [topic_of(&pg, other).await, format!("user:{other}:notes"), format!("user:{other}:*")];
+            let topics =
+                [topic_of(&pg, other).await, format!("user:{other}:notes"), format!("user:{other}:*")];
             for topic in topics {
                 device.send(&json!({"type": "subscribe", "topics": [&topic]})).await;
                 let error = device.expect("error").await.json();
                 let code = error["code"].as_str().unwrap().to_owned();
-                assert!(code == "not_granted" || code == "invalid_topic", "{user:?} asked for {topic:?}: {error}");
+                assert!(
+                    code == "not_granted" || code == "invalid_topic",
+                    "{user:?} asked for {topic:?}: {error}"
+                );
             }
             if id % 7 != 0 {
                 break;
@@ -104,7 +162,8 @@ async fn integer_claims_keep_their_digits_and_unusable_ones_grant_nothing() {
     device.subscribe(&["user:9007199254740993:*"], None).await;
     device.send(&json!({"type": "subscribe", "topics": ["user:9007199254740992:*"]})).await;
     assert_eq!(device.expect("error").await.json()["code"], "not_granted");
-    pg.sql("INSERT INTO notes VALUES (9007199254740992, 1), (9007199254740994, 1), (9007199254740993, 2)").await;
+    pg.sql("INSERT INTO notes VALUES (9007199254740992, 1), (9007199254740994, 1), (9007199254740993, 2)")
+        .await;
     assert_eq!(device.change().await.key_text(), r#"{"owner":9007199254740993,"id":2}"#);
     for sub in ["1.0", "1e3", "1.5", "null", "true", "[]", "[\"1\"]", "{}", "\"\"", "-0.0"] {
         let token = raw_token(&format!(r#"{{"sub":{sub},"exp":4102444800}}"#));
@@ -135,11 +194,18 @@ async fn claims_that_are_lists_grant_each_element_and_no_more() {
     ] {
         device.send(&json!({"type": "subscribe", "topics": [topic], "ref": topic})).await;
         let frame = device.recv().await.json();
-        assert_eq!((&frame["type"], &frame["ref"]), (&json!(if granted { "subscribed" } else { "error" }), &json!(topic)), "{frame}");
+        assert_eq!(
+            (&frame["type"], &frame["ref"]),
+            (&json!(if granted { "subscribed" } else { "error" }), &json!(topic)),
+            "{frame}"
+        );
     }
     pg.sql("INSERT INTO tasks VALUES ('8', 1), ('x', 2), ('*', 3), ('a', 4), ('a:b', 5), ('7', 6)").await;
     let ids: Vec<_> = device.changes(3).await.iter().map(|change| change.key_text().to_owned()).collect();
-    assert_eq!(ids, [r#"{"team_id":"*","id":3}"#, r#"{"team_id":"a:b","id":5}"#, r#"{"team_id":"7","id":6}"#]);
+    assert_eq!(
+        ids,
+        [r#"{"team_id":"*","id":3}"#, r#"{"team_id":"a:b","id":5}"#, r#"{"team_id":"7","id":6}"#]
+    );
     // One scalar is a list of one; none is none.
     for (claim, granted) in [(json!("7"), true), (json!(7), true), (Value::Null, false), (json!([]), false)] {
         let token = token::mint(&json!({"sub": "2", "exp": FAR_FUTURE, "team_ids": claim}));
@@ -181,7 +247,10 @@ async fn tokens_that_do_not_verify_open_nothing() {
         (format!("{}.{payload}.{signature}", header(r#"{"alg":"HS512","typ":"JWT"}"#)), "token_invalid"),
         (format!("{}.{payload}.{signature}", header(r#"{"alg":"RS256","typ":"JWT"}"#)), "token_invalid"),
         (format!("{}.{payload}", parts[0]), "token_invalid"),
-        (format!("{}.{}.{signature}", parts[0], base64url(br#"{"sub":"2","exp":4102444800}"#)), "token_invalid"),
+        (
+            format!("{}.{}.{signature}", parts[0], base64url(br#"{"sub":"2","exp":4102444800}"#)),
+            "token_invalid",
+        ),
         (format!("{valid}x"), "token_invalid"),
         (valid[..valid.len() - 1].to_owned(), "token_invalid"),
         ("a.b.c".to_owned(), "token_invalid"),
@@ -266,10 +335,42 @@ async fn no_spelling_of_a_topic_reaches_beyond_the_grants() {
     let mut device = Device::of(&relay, "1", "phone").connect().await;
     device.subscribe(&["user:1:*"], None).await;
     let tricks = [
-        "*", "*:*", "user:*", "user:*:notes", "user:*:*", "user:2:*", "user:2:notes", "user:%32:notes", "user:1*:notes", "user:1%2A:notes",
-        "user:1:..:2:notes", "user:1:notes,user:2:notes", "user:1%3A2:notes", "user:2%3A:notes", "user:1/../2:notes", "user: 2:notes",
-        "User:2:notes", "user:2", "user", "", ":", "::", "user::notes", "user:2:", "user:2:*:", "team:1:*", "user:1%00:*", "user:1\u{0}:notes",
-        "user:1\n2:notes", "user:２:notes", "user:1:%2A", "user:1%:notes", "user:1:no*", "rowcast:tables", "global", "notes",
+        "*",
+        "*:*",
+        "user:*",
+        "user:*:notes",
+        "user:*:*",
+        "user:2:*",
+        "user:2:notes",
+        "user:%32:notes",
+        "user:1*:notes",
+        "user:1%2A:notes",
+        "user:1:..:2:notes",
+        "user:1:notes,user:2:notes",
+        "user:1%3A2:notes",
+        "user:2%3A:notes",
+        "user:1/../2:notes",
+        "user: 2:notes",
+        "User:2:notes",
+        "user:2",
+        "user",
+        "",
+        ":",
+        "::",
+        "user::notes",
+        "user:2:",
+        "user:2:*:",
+        "team:1:*",
+        "user:1%00:*",
+        "user:1\u{0}:notes",
+        "user:1\n2:notes",
+        "user:２:notes",
+        "user:1:%2A",
+        "user:1%:notes",
+        "user:1:no*",
+        "rowcast:tables",
+        "global",
+        "notes",
     ];
     let harmless = ["user:1:%2A"];
     for trick in tricks {
@@ -297,17 +398,25 @@ async fn no_spelling_of_a_topic_reaches_beyond_the_grants() {
                 json!({"device_id": "d", "topics": ["user:1:*", trick], "cursor": begun}),
             ] {
                 let answer = relay.http_as("1").post("/api/realtime/sync", &request).await;
-                assert!(answer.status == 403 || answer.status == 400, "{trick:?}: {} {}", answer.status, answer.text());
+                assert!(
+                    answer.status == 403 || answer.status == 400,
+                    "{trick:?}: {} {}",
+                    answer.status,
+                    answer.text()
+                );
                 assert!(!answer.text().contains("of two"), "{}", answer.text());
             }
         }
     }
     // What exists and what does not is refused alike.
-    let refusals = ["user:2:notes", "user:2:nothing", "user:99:notes"].map(|topic| {
-        let body = json!({"device_id": "d", "topics": [topic], "cursor": begun});
-        let http = relay.http_as("1");
-        async move { http.post("/api/realtime/sync", &body).await.expect_status(403).text().replace(topic, "T") }
-    });
+    let refusals =
+        ["user:2:notes", "user:2:nothing", "user:99:notes"].map(|topic| {
+            let body = json!({"device_id": "d", "topics": [topic], "cursor": begun});
+            let http = relay.http_as("1");
+            async move {
+                http.post("/api/realtime/sync", &body).await.expect_status(403).text().replace(topic, "T")
+            }
+        });
     let [one, two, three] = refusals;
     let (one, two, three) = tokio::join!(one, two, three);
     assert!(one == two && two == three, "{one} {two} {three}");
@@ -323,7 +432,13 @@ async fn no_spelling_of_a_topic_reaches_beyond_the_grants() {
     }
     let spoofed = relay
         .http_as("1")
-        .request("GET", &format!("/api/realtime/sync?device_id=d&topics=user:1:*&cursor={begun}&user_id=2&token={}", token::user("2")))
+        .request(
+            "GET",
+            &format!(
+                "/api/realtime/sync?device_id=d&topics=user:1:*&cursor={begun}&user_id=2&token={}",
+                token::user("2")
+            ),
+        )
         .header("x-user-id", "2")
         .header("x-forwarded-user", "2")
         .header("cookie", &format!("token={}", token::user("2")))
@@ -342,9 +457,14 @@ async fn no_spelling_of_a_topic_reaches_beyond_the_grants() {
 async fn one_pattern_out_of_many_is_refused_alone() {
     let (pg, relay) = two_users().await;
     let mut device = Device::of(&relay, "1", "phone").connect().await;
-    device.send(&json!({"type": "subscribe", "topics": ["user:1:*", "user:2:*", "global:notes"], "ref": 1})).await;
+    device
+        .send(&json!({"type": "subscribe", "topics": ["user:1:*", "user:2:*", "global:notes"], "ref": 1}))
+        .await;
     let error = device.expect("error").await.json();
-    assert_eq!((&error["code"], &error["topic"], &error["ref"]), (&json!("not_granted"), &json!("user:2:*"), &json!(1)));
+    assert_eq!(
+        (&error["code"], &error["topic"], &error["ref"]),
+        (&json!("not_granted"), &json!("user:2:*"), &json!(1))
+    );
     let subscribed = device.expect("subscribed").await.json();
     assert_eq!(subscribed["topics"], json!(["user:1:*", "global:notes"]));
     pg.sql("INSERT INTO notes VALUES (1, '2', 'of two'), (2, '1', 'of one')").await;
@@ -375,11 +495,20 @@ async fn a_row_that_moves_away_takes_its_new_values_with_it() {
         let ones = frames_until_now(&pg, &mut one, "user:1").await;
         let twos = frames_until_now(&pg, &mut two, "user:2").await;
         let seen = |frames: &[Frame]| -> Vec<String> {
-            let changes = frames.iter().map(|frame| frame.change().unwrap_or_else(|| panic!("{}", frame.text)));
+            let changes =
+                frames.iter().map(|frame| frame.change().unwrap_or_else(|| panic!("{}", frame.text)));
             changes.map(|change| format!("{} {}", change.operation, change.key_text())).collect()
         };
-        assert_eq!(seen(&ones), ["INSERT {\"id\":1}", "DELETE {\"id\":1}", "INSERT {\"id\":5}", "DELETE {\"id\":5}"], "{identity}");
-        assert_eq!(seen(&twos), ["INSERT {\"id\":1}", "UPDATE {\"id\":1}", "DELETE {\"id\":1}"], "{identity}");
+        assert_eq!(
+            seen(&ones),
+            ["INSERT {\"id\":1}", "DELETE {\"id\":1}", "INSERT {\"id\":5}", "DELETE {\"id\":5}"],
+            "{identity}"
+        );
+        assert_eq!(
+            seen(&twos),
+            ["INSERT {\"id\":1}", "UPDATE {\"id\":1}", "DELETE {\"id\":1}"],
+            "{identity}"
+        );
         let of = |frames: &[Frame]| frames.iter().map(|frame| frame.text.as_str()).collect::<String>();
         assert!(!of(&ones).contains("value-of-two") && !of(&ones).contains("value-of-nobody"), "{identity}");
         assert!(!of(&twos).contains("value-of-one") && !of(&twos).contains("value-of-nobody"), "{identity}");
@@ -388,12 +517,20 @@ async fn a_row_that_moves_away_takes_its_new_values_with_it() {
         // Replay and sync say the same.
         let mut again = Device::of(&relay, "1", "tablet").connect().await;
         again.subscribe(&["user:1:*"], Some(&begun)).await;
-        let replayed: Vec<Frame> = again.until("caught_up").await.into_iter().filter(|frame| frame.kind == "database_change").collect();
+        let replayed: Vec<Frame> = again
+            .until("caught_up")
+            .await
+            .into_iter()
+            .filter(|frame| frame.kind == "database_change")
+            .collect();
         assert_eq!(seen(&replayed), seen(&ones), "{identity}");
         let body = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": begun});
         let synced = relay.http_as("1").post("/api/realtime/sync", &body).await.expect_status(200);
         for text in [of(&replayed), synced.text().to_owned()] {
-            assert!(!text.contains("value-of-two") && !text.contains("value-of-nobody"), "{identity}: {text}");
+            assert!(
+                !text.contains("value-of-two") && !text.contains("value-of-nobody"),
+                "{identity}: {text}"
+            );
         }
     }
 }
@@ -423,12 +560,16 @@ async fn columns_that_are_not_published_are_in_no_answer() {
         .await;
     }
     for device in [&mut device, &mut strings] {
-        let frames = frames_until_now(&pg, device, "user:1").await;
+        let mut frames = frames_until_now(&pg, device, "user:1").await;
+        frames.retain(|frame| frame.kind != "broadcast");
         assert!(frames.len() >= 20, "{} {frames:?}", frames.len());
         let kinds: Vec<_> = frames.iter().filter(|frame| frame.kind != "database_change").collect();
         assert!(kinds.is_empty(), "{kinds:?}");
         // An update of hidden columns alone is none where the old row is known.
-        let updates = frames.iter().filter_map(Frame::change).filter(|c| c.operation == "UPDATE" && c.table.as_deref() == Some("listed_full"));
+        let updates = frames
+            .iter()
+            .filter_map(Frame::change)
+            .filter(|c| c.operation == "UPDATE" && c.table.as_deref() == Some("listed_full"));
         assert_eq!(updates.count(), 2);
         texts.extend(frames.into_iter().map(|frame| frame.text));
     }
@@ -436,9 +577,17 @@ async fn columns_that_are_not_published_are_in_no_answer() {
     again.subscribe(&["user:1:*"], Some(&begun)).await;
     texts.extend(again.until("caught_up").await.into_iter().map(|frame| frame.text));
     let body = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": begun});
-    texts.push(relay.http_as("1").post("/api/realtime/sync", &body).await.expect_status(200).text().to_owned());
+    texts.push(
+        relay.http_as("1").post("/api/realtime/sync", &body).await.expect_status(200).text().to_owned(),
+    );
     let path = format!("/api/realtime/sync?device_id=d&topics=user:1:*&cursor={begun}");
-    let lines = relay.http_as("1").request("GET", &path).header("accept", "application/x-ndjson").send().await.expect_status(200);
+    let lines = relay
+        .http_as("1")
+        .request("GET", &path)
+        .header("accept", "application/x-ndjson")
+        .send()
+        .await
+        .expect_status(200);
     texts.push(lines.text().to_owned());
     for text in &texts {
         assert!(!text.contains("planted-value") && !text.contains("hidden"), "{text}");
@@ -520,16 +669,27 @@ async fn whose_device_wrote_is_told_to_that_user_alone() {
     for device in [&mut phone, &mut tablet] {
         // A tag holds for its whole transaction, also for what was written before it.
         for change in device.changes(2).await {
-            assert_eq!((change.source_device.as_deref(), change.correlation_id.as_deref()), (Some("phone"), Some("c1")));
+            assert_eq!(
+                (change.source_device.as_deref(), change.correlation_id.as_deref()),
+                (Some("phone"), Some("c1"))
+            );
         }
     }
     for frame in [other.expect("database_change").await, other.expect("database_change").await] {
-        assert!(!frame.text.contains("source_device") && !frame.text.contains("correlation_id"), "{}", frame.text);
+        assert!(
+            !frame.text.contains("source_device") && !frame.text.contains("correlation_id"),
+            "{}",
+            frame.text
+        );
     }
     let mut again = Device::of(&relay, "2", "laptop").connect().await;
     again.subscribe(&["global:*"], Some(&begun)).await;
     for frame in again.until("caught_up").await {
-        assert!(!frame.text.contains("source_device") && !frame.text.contains("correlation_id"), "{}", frame.text);
+        assert!(
+            !frame.text.contains("source_device") && !frame.text.contains("correlation_id"),
+            "{}",
+            frame.text
+        );
     }
     // The next transaction has no tag.
     pg.sql("INSERT INTO board VALUES (3, 'c')").await;
@@ -550,7 +710,8 @@ async fn row_security_is_the_databases_own_and_topics_decide_here() {
     let relay = relay_on(&pg).start().await;
     let mut one = Device::of(&relay, "1", "phone").connect().await;
     one.subscribe(&["user:1:*"], None).await;
-    pg.sql("INSERT INTO docs VALUES (1, 1, 'of one'), (2, 2, 'of two'); UPDATE docs SET text = text || '!'").await;
+    pg.sql("INSERT INTO docs VALUES (1, 1, 'of one'), (2, 2, 'of two'); UPDATE docs SET text = text || '!'")
+        .await;
     let frames = frames_until_now(&pg, &mut one, "user:1").await;
     assert!(frames.len() == 2 && frames.iter().all(|frame| frame.text.contains("of one")), "{frames:?}");
 }
@@ -591,7 +752,10 @@ async fn the_relays_log_and_its_errors_hold_no_values_and_no_tokens() {
     device.send(&json!({"type": "auth", "token": jwt})).await;
     device.until("granted").await;
     let mut answers = Vec::new();
-    for token in [jwt.clone(), token::mint_with("another secret of at least thirty-two bytes", &json!({"sub": user, "exp": 1}))] {
+    for token in [
+        jwt.clone(),
+        token::mint_with("another secret of at least thirty-two bytes", &json!({"sub": user, "exp": 1})),
+    ] {
         let http = relay.http().with_token(&token);
         for body in [
             json!({"device_id": "d", "topics": [&topic], "cursor": begun}),
@@ -615,13 +779,30 @@ async fn the_relays_log_and_its_errors_hold_no_values_and_no_tokens() {
         }
     }
     let output = relay.output();
-    assert!(output.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG")), "the relay did log in detail");
+    assert!(
+        output.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG")),
+        "the relay did log in detail"
+    );
     let password = token::SECRET;
     let leaked: Vec<_> = output
         .iter()
         .filter(|line| {
-            let values = ["-text", "-json", "-payload", "-blocked", "-default", "-before", "-after", "-forged", "-correlation", "-event"];
-            values.iter().any(|value| line.contains(&format!("{secret}{value}"))) || line.contains(&jwt) || line.contains("eyJ") || line.contains(password)
+            let values = [
+                "-text",
+                "-json",
+                "-payload",
+                "-blocked",
+                "-default",
+                "-before",
+                "-after",
+                "-forged",
+                "-correlation",
+                "-event",
+            ];
+            values.iter().any(|value| line.contains(&format!("{secret}{value}")))
+                || line.contains(&jwt)
+                || line.contains("eyJ")
+                || line.contains(password)
         })
         .collect();
     let leaked: Vec<String> = leaked.into_iter().map(|line| line.chars().take(300).collect()).collect();
@@ -632,7 +813,8 @@ async fn the_relays_log_and_its_errors_hold_no_values_and_no_tokens() {
 fn raw_token(payload: &str) -> String {
     use jsonwebtoken::crypto::sign;
     use jsonwebtoken::{Algorithm, EncodingKey};
-    let signed = format!("{}.{}", base64url(br#"{"alg":"HS256","typ":"JWT"}"#), base64url(payload.as_bytes()));
+    let signed =
+        format!("{}.{}", base64url(br#"{"alg":"HS256","typ":"JWT"}"#), base64url(payload.as_bytes()));
     let key = EncodingKey::from_secret(token::SECRET.as_bytes());
     let signature = sign(signed.as_bytes(), &key, Algorithm::HS256).unwrap();
     format!("{signed}.{signature}")
@@ -642,7 +824,8 @@ fn base64url(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {
-        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let bits =
+            chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         let digit = |place: usize| char::from(DIGITS[(bits >> (18 - 6 * place)) as usize & 63]);
         text.extend((0..=chunk.len()).map(digit));
     }
