@@ -8,7 +8,7 @@ use crate::support::device::{Connect, Device, Incoming};
 use crate::support::frame::Frame;
 use crate::support::postgres::{TestPostgres, connect};
 use crate::support::relay::Relay;
-use crate::support::stage::{database, frames_until_now, relay_on};
+use crate::support::stage::{database, frames_until_now, relay_on, synced};
 use crate::support::token;
 
 const NOTES: &str = "
@@ -124,8 +124,7 @@ async fn every_user_reads_exactly_their_own_rows_whatever_they_are_called() {
             assert_eq!((&change.operation[..], &change.topic), (operation, &*topic), "{user:?}");
         }
         let body = json!({"device_id": "rest", "topics": [&*topic], "cursor": &*begun});
-        let answer = relay.http_as(user).post("/api/realtime/sync", &body).await.expect_status(200).json();
-        assert_eq!(answer["total_changes"], 1, "{user:?}: {answer}");
+        let answer = synced(&relay.http_as(user), &body, 1).await;
         assert_eq!(answer["changes"]["notes"][0]["record"]["id"], id, "{user:?}");
         // No other user's topic, as it is and as someone careless would write it.
         for other in users.iter().filter(|other| *other != user) {

@@ -1,11 +1,15 @@
 //! What most tests begin with: a database with the catalog, and a relay that has no more rights in it
 //! than `sql/` grants.
 
+use serde_json::Value;
+
 use super::cli::rowcast;
 use super::device::Device;
 use super::frame::Frame;
+use super::http::Http;
 use super::postgres::TestPostgres;
 use super::relay::{Relay, Setup};
+use super::wait::{PATIENCE, eventually};
 
 /// A cluster with the catalog, whose relay role may log in.
 pub(crate) async fn database() -> TestPostgres {
@@ -38,4 +42,14 @@ pub(crate) async fn frames_until_now(
         }
         frames.push(last);
     }
+}
+
+/// The answer of a sync once it holds this many changes: the log may be a moment behind what devices
+/// were sent already.
+pub(crate) async fn synced(http: &Http, body: &Value, changes: usize) -> Value {
+    eventually(PATIENCE, &format!("{changes} changes from {body}"), async || {
+        let answer = http.post("/api/realtime/sync", body).await.expect_status(200).json();
+        (answer["total_changes"] == changes).then_some(answer)
+    })
+    .await
 }
