@@ -15,7 +15,7 @@ use super::schema::Database;
 use super::supervisor::CLOSE_GRACE;
 use crate::change::{Body, Mark};
 use crate::feed::Feed;
-use crate::log::Append;
+use crate::log::{Append, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::route::{CatalogEffect, CatalogRow, Dropped, LogicalMessage, PREFIX, Router};
@@ -410,7 +410,7 @@ impl Driver {
         self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
     }
 
-    fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {
+    fn state(&self) -> Result<Vec<StateChange>, IngestError> {
         Ok(vec![
             (STATE_ROUTER.to_owned(), Some(serde_json::to_vec(self.router.state())?)),
             (STATE_SHAPES.to_owned(), Some(self.router.next_shape().to_string().into_bytes())),

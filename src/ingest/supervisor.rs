@@ -16,7 +16,7 @@ use super::progress::{Progress, State};
 use super::schema::Database;
 use super::{IngestOptions, PUBLICATION};
 use crate::cursor::Epoch;
-use crate::feed::Feed;
+use crate::feed::{CurrentFeed, Feed};
 use crate::log::{Beginning, FjallLog, Log};
 use crate::lsn::Lsn;
 use crate::route::{LogicalMessage, PREFIX, Router, RouterState};
@@ -48,7 +48,7 @@ struct Connected {
 
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
-    pub fn new(options: IngestOptions) -> Result<(Self, watch::Receiver<Option<Arc<Feed>>>), IngestError> {
+    pub fn new(options: IngestOptions) -> Result<(Self, CurrentFeed), IngestError> {
         let feed = match FjallLog::open(&options.log)? {
             Some(log) => Some(resumed_feed(log)?),
             None => None,

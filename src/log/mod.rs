@@ -43,8 +43,11 @@ pub struct Append {
     /// without end (`Position::MAX`, a table that is blocked) gives way to any other.
     pub marks: Vec<Mark>,
     /// Named values of other stages (catalog, shapes, types), kept as they are; `None` removes.
-    pub state: Vec<(String, Option<Vec<u8>>)>,
+    pub state: Vec<StateChange>,
 }
+
+/// A named value of another stage, or its removal.
+pub type StateChange = (String, Option<Vec<u8>>);
 
 /// How far readers may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -128,7 +128,7 @@ impl World {
         let (audience, table) = TOPICS[topic];
         let id = u64::from(choice >> 4) % 5;
         let before = self.now.get(&(audience.to_owned(), table)).is_some_and(|rows| rows.contains_key(&id));
-        let after = !before || choice % 3 != 0;
+        let after = !before || !choice.is_multiple_of(3);
         self.version += 1;
         let version = self.version;
         let effect = if after { Effect::Put(topic, id, version) } else { Effect::Delete(topic, id) };
