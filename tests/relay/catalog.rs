@@ -45,7 +45,8 @@ async fn installing_again_changes_nothing() {
     assert_same(&installed(&pg).await, &before);
     // Two at once, as from two hosts of one deployment.
     let (one, two) = tokio::join!(rowcast(&pg, &["init"]), rowcast(&pg, &["init"]));
-    (one.expect_success(), two.expect_success());
+    one.expect_success();
+    two.expect_success();
     assert_same(&installed(&pg).await, &before);
 }
 
