@@ -482,7 +482,10 @@ impl Driver {
         let why = effect.marks.first().map(|mark| mark.reason);
         self.assembly()?.marks.extend(effect.marks);
         match effect.ask {
-            Some(relid) => self.ask(relid, at, why).await,
+            Some(relid) => {
+                self.await_visible().await?;
+                self.ask(relid, at, why).await
+            }
             None => Ok(()),
         }
     }
