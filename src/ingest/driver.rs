@@ -480,7 +480,10 @@ impl Driver {
             self.assembly()?.add_mark(mark);
         }
         match effect.ask {
-            Some(relid) => self.ask(relid, at, why).await,
+            Some(relid) => {
+                self.await_visible().await?;
+                self.ask(relid, at, why).await
+            }
             None => Ok(()),
         }
     }

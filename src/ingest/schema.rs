@@ -17,9 +17,20 @@ use crate::postgres::{self, Target};
 use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
 use crate::wal::pgoutput::{self, OldTuple};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How far back in an audience an owed value is looked for.
 const OWED_ENTRIES: usize = 20_000;
+
+/// How long a question waits for the transaction that it is about to be seen by other sessions.
+const VISIBLE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Whether a transaction, by the 32 bits of its id that the stream tells, is over for other sessions.
+const IS_VISIBLE: &str = "
+SELECT pg_catalog.pg_visible_in_snapshot((CASE WHEN near > xmax + 2147483648 THEN near - 4294967296 ELSE near END)::text::xid8, s)
+FROM pg_catalog.pg_current_snapshot() s
+CROSS JOIN LATERAL (SELECT pg_catalog.pg_snapshot_xmax(s)::text::int8 AS xmax) x
+CROSS JOIN LATERAL (SELECT (xmax >> 32 << 32) + $1::int8 AS near) n";
 
 /// Ingest's own connection for questions, made when first needed.
 #[derive(Debug)]
@@ -85,6 +96,24 @@ impl Driver {
         let answer = self.serve_while(question).await;
         self.database = database;
         answer
+    }
+
+    /// Waits until the transaction under way is visible to questions, which it is a moment after it is in
+    /// the stream. Where a standby holds it up longer, the poller finds later what was not seen.
+    pub(super) async fn await_visible(&mut self) -> Result<(), IngestError> {
+        let xid = i64::from(self.assembly()?.xid());
+        let mut database = self.take_database();
+        let waiting = async {
+            let client = database.client().await?;
+            let until = Instant::now() + VISIBLE_PATIENCE;
+            while !client.query_one(IS_VISIBLE, &[&xid]).await?.get::<_, bool>(0) && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(())
+        };
+        let waited = self.serve_while(waiting).await;
+        self.database = database;
+        waited
     }
 
     /// Taken out, so that the stream can be served while an answer is awaited.
