@@ -81,6 +81,8 @@ impl Driver {
         status_interval: std::time::Duration,
     ) -> Self {
         let watermark = feed.watermark();
+        // Until the first message comes, this is how far we are.
+        progress.set_received(watermark.lsn, None);
         let now = Instant::now();
         Driver {
             stream,

@@ -164,9 +164,7 @@ impl Router {
     /// never told.
     pub fn learn(&mut self, relid: u32, fetch: TableFetch, at: Position) -> Option<Mark> {
         let tracked = self.state.catalog.get(relid)?.clone();
-        // Beyond the boundary itself: on an idle server a copy may stand exactly there, and be older than
-        // the answer. Changes begin at index 2, so none is hidden.
-        let upto = Position::new(fetch.insert_lsn, 1).max(at);
+        let upto = Position::boundary(fetch.insert_lsn).max(at);
         self.changed = true;
         self.plans.remove(&relid);
         let Some(info) = fetch.info else {
