@@ -13,13 +13,13 @@ use super::progress::Progress;
 use super::reach::Reach;
 use super::schema::Database;
 use super::supervisor::CLOSE_GRACE;
-use crate::change::{Body, Mark};
+use crate::change::Mark;
 use crate::feed::Feed;
 use crate::log::{Append, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::route::{CatalogEffect, CatalogRow, Dropped, LogicalMessage, PREFIX, Router};
-use crate::wal::pgoutput::{self, Message, OldTuple, Tuple};
+use crate::route::Router;
+use crate::wal::pgoutput::{self, Message};
 use crate::wal::{Frame, Keepalive, ReplicationStream, StandbyStatus, XLogData};
 
 /// Names under which the router's state stands in the log.
@@ -55,6 +55,8 @@ pub(super) struct Driver {
     received: Lsn,
     greatest_committed_at: i64,
     pub(super) reach: Reach,
+    /// When a dropped message was last told of.
+    pub(super) warned_at: Option<Instant>,
     /// A position without changes is passed to the log at most once a second.
     advance_at: Instant,
     idle_end: Lsn,
@@ -100,6 +102,7 @@ impl Driver {
             received: watermark.lsn,
             greatest_committed_at: watermark.greatest_committed_at,
             reach: Reach::of(&feed.log.marks()),
+            warned_at: None,
             advance_at: now,
             idle_end: watermark.lsn,
             status_due: now,
@@ -221,122 +224,13 @@ impl Driver {
             Message::Update(update) => self.update(&update).await,
             Message::Delete(delete) => self.delete(delete.relid, &delete.old).await,
             Message::Truncate(truncate) => self.truncate(&truncate.relids).await,
-            Message::Message(message) => self.logical(&message),
+            Message::Message(message) => self.logical(&message).await,
             Message::Origin(_) | Message::Type(_) => Ok(()),
         }
     }
 
-    /// The transaction under way, and the index of a change that arrives now.
-    fn place(&mut self) -> Result<(u32, Position, bool), IngestError> {
-        let assembly =
-            self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
-        let index = assembly.next_index()?;
-        Ok((index, assembly.position(), assembly.skipped))
-    }
-
     pub(super) fn assembly(&mut self) -> Result<&mut Assembly, IngestError> {
         self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))
-    }
-
-    async fn insert(&mut self, relid: u32, new: &Tuple) -> Result<(), IngestError> {
-        let (index, at, skipped) = self.place()?;
-        if skipped {
-            return Ok(());
-        }
-        if let Some(columns) = self.router.catalog_row(relid, new) {
-            return self.catalog_put(&columns, at).await;
-        }
-        let row = new.iter().collect();
-        while let Some(plan) = self.plan(relid, at).await? {
-            match plan.insert(&row) {
-                Ok(change) => {
-                    if let Some(change) = change {
-                        self.assembly()?.add(index, Body::Row(change));
-                    }
-                    return self.pass_on_part().await;
-                }
-                Err(error) => self.unreadable(relid, at, error).await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn delete(&mut self, relid: u32, old: &OldTuple) -> Result<(), IngestError> {
-        let (index, at, skipped) = self.place()?;
-        if skipped {
-            return Ok(());
-        }
-        let (OldTuple::Key(tuple) | OldTuple::Full(tuple)) = old;
-        if let Some(columns) = self.router.catalog_row(relid, tuple) {
-            return self.catalog_delete(&columns, at).await;
-        }
-        let row = super::schema::old_row(old);
-        while let Some(plan) = self.plan(relid, at).await? {
-            match plan.delete(&row) {
-                Ok(change) => {
-                    if let Some(change) = change {
-                        self.assembly()?.add(index, Body::Row(change));
-                    }
-                    return self.pass_on_part().await;
-                }
-                Err(error) => self.unreadable(relid, at, error).await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn update(&mut self, update: &pgoutput::Update) -> Result<(), IngestError> {
-        let (index, at, skipped) = self.place()?;
-        if skipped {
-            return Ok(());
-        }
-        if let Some(columns) = self.router.catalog_row(update.relid, &update.new) {
-            return self.catalog_put(&columns, at).await;
-        }
-        self.update_row(update, index, at).await?;
-        self.pass_on_part().await
-    }
-
-    async fn truncate(&mut self, relids: &[u32]) -> Result<(), IngestError> {
-        for relid in relids {
-            let (index, at, skipped) = self.place()?;
-            if skipped {
-                continue;
-            }
-            if let Some(plan) = self.plan(*relid, at).await? {
-                self.assembly()?.add(index, Body::Truncate(Arc::clone(&plan.shape)));
-            }
-        }
-        Ok(())
-    }
-
-    fn logical(&mut self, message: &pgoutput::LogicalMessage) -> Result<(), IngestError> {
-        if !message.transactional {
-            metrics::counter!("rowcast_messages_dropped_total", "why" => "not_transactional").increment(1);
-            return Ok(());
-        }
-        let (index, _, skipped) = self.place()?;
-        if message.prefix != PREFIX {
-            return Ok(());
-        }
-        let xid = self.assembly()?.xid();
-        match self.router.secret().open(xid, &message.content) {
-            Ok(LogicalMessage::Fence(id)) => self.assembly()?.fence = Some(id),
-            Ok(LogicalMessage::Tag(tag)) => self.assembly()?.tag = Some(tag),
-            Ok(LogicalMessage::Broadcast(broadcast)) if !skipped => {
-                self.assembly()?.add(index, Body::Broadcast(broadcast));
-            }
-            Ok(LogicalMessage::Broadcast(_)) => {}
-            Err(why) => {
-                let label = match why {
-                    Dropped::Forged => "forged",
-                    Dropped::Malformed => "malformed",
-                };
-                metrics::counter!("rowcast_messages_dropped_total", "why" => label).increment(1);
-                tracing::warn!(xid, lsn = %message.lsn, %why, "a logical message was dropped");
-            }
-        }
-        Ok(())
     }
 
     async fn commit(&mut self, end: Lsn) -> Result<(), IngestError> {
@@ -377,7 +271,7 @@ impl Driver {
     }
 
     /// Passes on what a large transaction came to so far, so that it never has to be held whole.
-    async fn pass_on_part(&mut self) -> Result<(), IngestError> {
+    pub(super) async fn pass_on_part(&mut self) -> Result<(), IngestError> {
         if self.assembly()?.size() < self.part_size {
             return Ok(());
         }
@@ -464,29 +358,5 @@ impl Driver {
         self.confirmed = durable;
         self.progress.set_confirmed(durable);
         self.status_due = Instant::now() + self.status_interval;
-    }
-
-    async fn catalog_put(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
-        let effect = self.router.put_row(row, at)?;
-        self.catalog_effect(effect, at).await
-    }
-
-    async fn catalog_delete(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
-        let effect = self.router.delete_row(row, at);
-        self.catalog_effect(effect, at).await
-    }
-
-    async fn catalog_effect(&mut self, effect: CatalogEffect, at: Position) -> Result<(), IngestError> {
-        let why = effect.marks.first().map(|mark| mark.reason);
-        for mark in effect.marks {
-            self.assembly()?.add_mark(mark);
-        }
-        match effect.ask {
-            Some(relid) => {
-                self.await_visible().await?;
-                self.ask(relid, at, why).await
-            }
-            None => Ok(()),
-        }
     }
 }

@@ -8,19 +8,14 @@ use super::PUBLICATION;
 use super::driver::Driver;
 use super::error::IngestError;
 use super::poller::Poll;
-use crate::change::{Body, Mark, Reason};
-use crate::log::ColumnQuery;
+use crate::change::{Mark, Reason};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::postgres::tables::{self, TableError, TableFetch};
 use crate::postgres::{self, Target};
-use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
-use crate::wal::pgoutput::{self, OldTuple};
+use crate::route::{Plan, Reading, RowError};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How far back in an audience an owed value is looked for.
-const OWED_ENTRIES: usize = 20_000;
 
 /// How long a question waits for the transaction that it is about to be seen by other sessions.
 const VISIBLE_PATIENCE: Duration = Duration::from_millis(250);
@@ -122,7 +117,7 @@ impl Driver {
         std::mem::replace(&mut self.database, spare)
     }
 
-    async fn serve_while<T>(
+    pub(super) async fn serve_while<T>(
         &mut self,
         work: impl Future<Output = Result<T, IngestError>>,
     ) -> Result<T, IngestError> {
@@ -211,115 +206,5 @@ impl Driver {
             .get(relid)
             .map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
         Err(IngestError::Row { table, at, source: error })
-    }
-
-    /// One UPDATE, with the values that it may owe.
-    pub(super) async fn update_row(
-        &mut self,
-        update: &pgoutput::Update,
-        index: u32,
-        at: Position,
-    ) -> Result<(), IngestError> {
-        let new: Row<'_> = update.new.iter().collect();
-        let old = update.old.as_ref().map(old_row);
-        let mut debt = Debt::Open;
-        while let Some(plan) = self.plan(update.relid, at).await? {
-            match plan.update(old.as_ref(), &new, &debt) {
-                Ok(Update::Nothing) => {}
-                Ok(Update::Changed(change)) => self.assembly()?.add(index, Body::Row(change)),
-                Ok(Update::Rekeyed { delete, insert }) => {
-                    let assembly = self.assembly()?;
-                    if let Some(delete) = delete {
-                        assembly.add(index, Body::Row(delete));
-                    }
-                    if let Some(insert) = insert {
-                        assembly.add(index + 1, Body::Row(insert));
-                    }
-                }
-                Ok(Update::Owed(owed)) => {
-                    debt = match self.find_owed(&plan, &owed, at).await? {
-                        Some(supplied) => Debt::Supplied(supplied),
-                        None => {
-                            let newly = plan.newly(old.as_ref(), &new).unwrap_or_default();
-                            let upto = Position::new(at.commit, index + 1);
-                            let marks = newly.into_iter().map(|audience| Mark {
-                                table: Arc::clone(&plan.shape.name),
-                                audience: Some(audience),
-                                scopes: plan.shape.scopes.clone(),
-                                upto,
-                                reason: Reason::Toast,
-                            });
-                            let assembly = self.assembly()?;
-                            marks.for_each(|mark| assembly.add_mark(mark));
-                            Debt::Unpayable
-                        }
-                    };
-                    continue;
-                }
-                Err(error) => {
-                    self.unreadable(update.relid, at, error).await?;
-                    continue;
-                }
-            }
-            return Ok(());
-        }
-        Ok(())
-    }
-
-    /// Looks in the log for the values of columns that were not sent.
-    async fn find_owed(
-        &mut self,
-        plan: &Plan,
-        owed: &Owed,
-        at: Position,
-    ) -> Result<Option<Supplied>, IngestError> {
-        // Older entries of the row may still be on their way to the log, or in this very transaction.
-        if self.assembly()?.size() > 0 {
-            self.submit_part().await?;
-        }
-        let attempt = self.assembly()?.attempt();
-        let log = Arc::clone(&self.feed.log);
-        let work = async {
-            log.applied().await?;
-            let log = Arc::clone(&log);
-            let (owed, table) = (owed.clone(), Arc::clone(&plan.shape.name));
-            let search = move || {
-                let mut supplied = Supplied::new();
-                for (index, column) in &owed.columns {
-                    let mut found = None;
-                    for audience in &owed.audiences {
-                        found = log.column_value(&ColumnQuery {
-                            audience,
-                            table: &table,
-                            key: &owed.old_key,
-                            column,
-                            before: at,
-                            attempt,
-                            max_entries: OWED_ENTRIES,
-                        })?;
-                        if found.is_some() {
-                            break;
-                        }
-                    }
-                    match found {
-                        Some(value) => supplied.push((*index, value)),
-                        None => return Ok(None),
-                    }
-                }
-                Ok(Some(supplied))
-            };
-            match tokio::task::spawn_blocking(search).await {
-                Ok(result) => result,
-                Err(_) => Err(IngestError::Protocol("the search in the log was given up")),
-            }
-        };
-        self.serve_while(work).await
-    }
-}
-
-pub(super) fn old_row(old: &OldTuple) -> OldRow<'_> {
-    match old {
-        OldTuple::Key(tuple) => OldRow::Key(tuple.iter().collect()),
-        OldTuple::Full(tuple) => OldRow::Full(tuple.iter().collect()),
     }
 }
