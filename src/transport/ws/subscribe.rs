@@ -1,5 +1,7 @@
 //! What a device asks for, one function for each request.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
@@ -9,12 +11,16 @@ use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::hub::timestamp;
+use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
+
+/// How long a subscription waits for the stream to pass a mark ahead of it.
+const MARK_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2_000 });
 
 /// A refusal that leaves the session as it is.
 struct Refusal {
@@ -205,7 +211,7 @@ impl Session {
             while ahead() && watermark.changed().await.is_ok() {}
         };
         // If it takes longer, the topics stay silent until the stream has passed the mark.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), passed).await;
+        let _ = tokio::time::timeout(MARK_PATIENCE, passed).await;
     }
 
     fn answer_subscribed(&self, r#ref: Option<&Value>, patterns: &[Pattern], cursor: Cursor, out: &mut Vec<Bytes>) {
@@ -254,8 +260,12 @@ impl Session {
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
         let cursor: Cursor = text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
-        let end = self.relay.progress.server_end().max(self.feed.watermark().lsn);
-        if cursor.epoch == self.feed.epoch && cursor.position > Position::boundary(end) {
+        let end = self.relay.progress.server_end();
+        // Before the database is reached nobody knows its end; and after a crash a device may be ahead of
+        // the log until the server has sent again what was lost.
+        let known = end != Lsn::ZERO && cursor.epoch == self.feed.epoch;
+        let end = end.max(self.feed.watermark().lsn);
+        if known && cursor.position > Position::boundary(end) {
             return Err(refusal("invalid_cursor", "this cursor lies beyond everything that the database has written"));
         }
         Ok(cursor)
