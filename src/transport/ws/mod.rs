@@ -16,6 +16,8 @@ mod protocol;
 mod session;
 mod subscribe;
 mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
