@@ -1,7 +1,7 @@
 # `make demo` shows it running, `make test` proves it. Both install what the machine lacks.
 
 CARGO ?= cargo
-# Given to the demo: make demo ARGS='--port 4100'
+# Given to the demo: make demo ARGS='--listen 127.0.0.1:4100'
 ARGS ?=
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4

@@ -146,7 +146,7 @@ impl Running {
             self.critical.wait().await;
         };
         if tokio::time::timeout_at(deadline, orderly).await.is_err() {
-            tracing::warn!(grace = ?self.grace, "not everything ended in time; what was not confirmed is sent again");
+            tracing::warn!(grace = ?self.grace, "not everything ended in time: connections that are left are cut, and what was not confirmed to PostgreSQL is sent again");
         }
         if let Some(database) = &mut self.database {
             database.stop().await;

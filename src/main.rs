@@ -8,9 +8,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Readings of the log at once; more would only compete for the disk.
+const BLOCKING_THREADS: usize = 64;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return cli::Failure::new(format!("the runtime does not start: {error}")).report(),
     };

@@ -23,5 +23,7 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<(), Failure> {
     }
     logging::start(&config)?;
     let mode = if args.check { Mode::Check } else { Mode::Show };
-    rowcast::demo::run(config, mode).await.map_err(|error| Failure::caused("the demo stopped", error.as_ref()))
+    rowcast::demo::run(config, mode)
+        .await
+        .map_err(|error| Failure::caused("the demo stopped", error.as_ref()))
 }

@@ -4,26 +4,31 @@ use std::io::{self, IsTerminal};
 
 use rowcast::config::{Config, LogFormat};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 
 use super::failure::Failure;
 
+/// Libraries that would write down what passes through them, rows and tokens, at their lower levels.
+const QUIET: [&str; 3] = ["tungstenite", "tokio_tungstenite", "tokio_postgres"];
+
 /// The storage engine tells of its housekeeping; only its warnings concern a user who asks for no more.
-const QUIET: [&str; 2] = ["fjall=warn", "lsm_tree=warn"];
+const HOUSEKEEPING: [&str; 2] = ["fjall", "lsm_tree"];
+
+/// Wins over a level for all targets, and over one that was given for this one.
+fn at_level(target: &str, level: &str) -> Directive {
+    format!("{target}={level}").parse().expect("a target and a level")
+}
 
 /// Sets up messages for the rest of the process.
 pub(super) fn start(config: &Config) -> Result<(), Failure> {
     let filter = EnvFilter::builder().parse(&config.log_level);
-    let mut filter = filter.map_err(|error| Failure::usage(format!("log_level: {error}")))?;
-    for directive in QUIET {
-        let engine = directive.split('=').next().unwrap_or(directive);
-        if !config.log_level.contains(engine)
-            && let Ok(directive) = directive.parse()
-        {
-            filter = filter.add_directive(directive);
-        }
-    }
+    let filter = filter.map_err(|error| Failure::usage(format!("log_level: {error}")))?;
+    let filter = QUIET.iter().fold(filter, |filter, target| filter.add_directive(at_level(target, "info")));
+    let unnamed = HOUSEKEEPING.iter().filter(|target| !config.log_level.contains(**target));
+    let filter = unnamed.fold(filter, |filter, target| filter.add_directive(at_level(target, "warn")));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr);
     let started = match config.log_format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

@@ -15,7 +15,8 @@ const DEFAULT_FILE: &str = "rowcast.toml";
 
 /// Variables with our prefix that are no settings: those of the command line, and what Kubernetes
 /// sets for a Service called `rowcast`.
-const NO_SETTINGS: [&str; 4] = ["ROWCAST_CONFIG", "ROWCAST_TOKEN", "ROWCAST_URL", "ROWCAST_PORT"];
+const NO_SETTINGS: [&str; 5] =
+    ["ROWCAST_CONFIG", "ROWCAST_TOKEN", "ROWCAST_URL", "ROWCAST_PORT", "ROWCAST_PG_BIN"];
 const NO_SETTING_PREFIXES: [&str; 2] = ["ROWCAST_PORT_", "ROWCAST_SERVICE_"];
 
 /// All that settings are read from.

@@ -69,14 +69,19 @@ impl<'a> Cast<'a> {
     }
 
     /// Waits until each device has been sent exactly this, and the others nothing, since `written`.
-    pub(super) async fn arrives(&mut self, written: Instant, expected: &[(usize, &[Want])]) -> anyhow::Result<()> {
+    pub(super) async fn arrives(
+        &mut self,
+        written: Instant,
+        expected: &[(usize, &[Want])],
+    ) -> anyhow::Result<()> {
         let mut passed = String::new();
         let mut shown: Vec<&str> = Vec::new();
         for (which, wants) in expected {
             for (place, want) in wants.iter().enumerate() {
                 let device = &mut self.devices[*which];
                 let (at, frame) = device.data(&want.what()).await?;
-                want.check(&frame, place + 1 == wants.len()).with_context(|| format!("on {}", device.name))?;
+                want.check(&frame, place + 1 == wants.len())
+                    .with_context(|| format!("on {}", device.name))?;
                 if let Some(text) = self.forbidden.iter().find(|text| frame.text.contains(**text)) {
                     bail!("{} was sent {text:?}: {}", device.name, frame.text);
                 }

@@ -96,7 +96,17 @@ impl Device {
         token: String,
     ) -> Self {
         let topics = vec![format!("user:{user}:*"), "global:*".to_owned()];
-        Device { name, id, user, topics, address, token, link: None, rows: BTreeMap::new(), cursor: String::new() }
+        Device {
+            name,
+            id,
+            user,
+            topics,
+            address,
+            token,
+            link: None,
+            rows: BTreeMap::new(),
+            cursor: String::new(),
+        }
     }
 
     pub(super) fn is_online(&self) -> bool {
@@ -253,7 +263,9 @@ impl Device {
     async fn send(&mut self, message: &Value) -> anyhow::Result<()> {
         let link = self.link.as_mut().with_context(|| format!("{} is offline", self.name))?;
         let sending = link.sink.send(Message::text(message.to_string()));
-        within(&format!("{} to send", self.name), sending).await?.with_context(|| format!("{} cannot send", self.name))
+        within(&format!("{} to send", self.name), sending)
+            .await?
+            .with_context(|| format!("{} cannot send", self.name))
     }
 }
 
@@ -290,6 +302,7 @@ async fn read(mut stream: SplitStream<Socket>, sender: mpsc::Sender<Result<(Inst
 /// What is not understood becomes a frame of no known type, which whoever waits for another one shows.
 fn parse(text: &str) -> Frame {
     let parsed = serde_json::from_str::<Frame>(text);
-    let parsed = parsed.unwrap_or_else(|error| Frame { kind: format!("not understood: {error}"), ..Frame::default() });
+    let parsed =
+        parsed.unwrap_or_else(|error| Frame { kind: format!("not understood: {error}"), ..Frame::default() });
     Frame { text: text.to_owned(), ..parsed }
 }

@@ -78,7 +78,8 @@ fn invite(cast: &Cast<'_>, from: &str) -> anyhow::Result<()> {
     let (stage, screen) = (cast.stage, &cast.screen);
     let laptop: &Device = &cast.devices[LAPTOP];
     let program = std::env::current_exe()?;
-    let program = std::env::current_dir().ok().and_then(|here| program.strip_prefix(here).ok()).unwrap_or(&program);
+    let program =
+        std::env::current_dir().ok().and_then(|here| program.strip_prefix(here).ok()).unwrap_or(&program);
     let url = format!("http://{}", stage.address());
     let body = sync_request("my-curl", &laptop.topics, from);
     screen.title("It keeps running, with a sample write every 3 seconds. Ctrl-C ends it.")?;

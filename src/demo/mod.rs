@@ -47,13 +47,14 @@ pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
     let screen = Screen::new();
     screen.title("rowcast demo")?;
     let begun = Instant::now();
-    let (stage, mut relay) = tokio::select! {
-        set = Stage::set(config) => set?,
+    let mut stage = tokio::select! {
+        stage = Stage::set(config) => stage?,
         // What was begun goes with its owner.
         () = &mut ended => return Ok(()),
     };
+    let mut relay = stage.start_relay().await?;
     let played = tokio::select! {
-        played = play(&stage, screen, mode, begun.elapsed()) => played,
+        played = play(&stage, screen, mode, begun) => played,
         failure = relay.failed() => Err(failure.context("the relay failed")),
         () = &mut ended => Ok(()),
     };
@@ -66,16 +67,20 @@ pub async fn run(config: Config, mode: Mode) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn play(stage: &Stage, screen: Screen, mode: Mode, setup: Duration) -> anyhow::Result<()> {
-    screen.fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
-    screen.fact("relay", &format!("http://{}, ready after {:.1} s", stage.address(), setup.as_secs_f64()))?;
+async fn play(stage: &Stage, screen: Screen, mode: Mode, begun: Instant) -> anyhow::Result<()> {
+    stage.wait_ready().await?;
+    screen
+        .fact("database", &format!("PostgreSQL {} in {}", stage.version().await?, stage.home().display()))?;
+    let setup = begun.elapsed().as_secs_f64();
+    screen.fact("relay", &format!("http://{}, ready after {setup:.1} s", stage.address()))?;
     screen.fact("people", "Mia (user 42) with a phone and a laptop, Tom (user 7) with a phone")?;
     screen.fact("times", "from the commit's return to the frame's arrival")?;
     let mut cast = Cast::assemble(stage, screen).await?;
     let from = cast.devices[cast::LAPTOP].cursor().to_owned();
     let pause = Pause(if mode == Mode::Show { READING_PAUSE } else { Duration::ZERO });
     story::tell(&mut cast, pause).await?;
-    cast.screen.verdict(&summary(&mut cast.latencies))?;
+    cast.screen.verdict("All of it holds.")?;
+    cast.screen.plain(&summary(&mut cast.latencies))?;
     if mode == Mode::Show {
         encore::play(&mut cast, &from).await?;
     }
@@ -86,7 +91,7 @@ fn summary(latencies: &mut [Duration]) -> String {
     latencies.sort_unstable();
     let milliseconds = |place: usize| latencies.get(place).map_or(0.0, |latency| latency.as_secs_f64() * 1e3);
     format!(
-        "All of it holds. {} frames: half within {:.2} ms of their commit, all within {:.2} ms.",
+        "{} frames: half of them within {:.2} ms of their commit, all within {:.2} ms.",
         latencies.len(),
         milliseconds(latencies.len() / 2),
         milliseconds(latencies.len().saturating_sub(1)),
@@ -105,4 +110,14 @@ fn ended() -> anyhow::Result<impl Future<Output = ()>> {
             _ = hangup.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_has_the_table_of_settings() {
+        let readme = include_str!("../../README.md");
+        let table = crate::config::table();
+        assert!(readme.contains(&table), "README.md must hold this table:\n\n{table}");
+    }
 }

@@ -55,7 +55,8 @@ pub(super) async fn sync(
     if answer.status != 200 {
         bail!("POST /api/realtime/sync answered {}: {}", answer.status, answer.body);
     }
-    serde_json::from_str(&answer.body).with_context(|| format!("unexpected answer of a sync: {}", answer.body))
+    serde_json::from_str(&answer.body)
+        .with_context(|| format!("unexpected answer of a sync: {}", answer.body))
 }
 
 /// The body of a sync; also what the demo shows for curl.

@@ -41,7 +41,8 @@ impl Screen {
     }
 
     pub(super) fn title(&self, text: &str) -> io::Result<()> {
-        self.line(&format!("\n  {}\n", self.paint(Style::Bold, text)))
+        self.line(&format!("\n  {}", self.paint(Style::Bold, text)))?;
+        self.blank()
     }
 
     /// A name and what it stands for.
@@ -74,7 +75,13 @@ impl Screen {
     }
 
     /// One line of an endless series; cut at the edge.
-    pub(super) fn event(&self, name: &str, after: Option<Duration>, what: &str, text: &str) -> io::Result<()> {
+    pub(super) fn event(
+        &self,
+        name: &str,
+        after: Option<Duration>,
+        what: &str,
+        text: &str,
+    ) -> io::Result<()> {
         let after = after.map_or(" ".repeat(9), |after| format!("{:>6.1} ms", after.as_secs_f64() * 1e3));
         let line = fit(&format!("{what} {text}"), WIDTH - 27);
         self.line(&format!("  {name:<12}  {}  {line}", self.paint(Style::Green, &after)))

@@ -50,9 +50,11 @@ pub(super) const TABLES: [Table; 5] = [
     Table { name: "workout_sessions", key: "id", columns: "*", owner: Some("user_id") },
 ];
 
-/// A running PostgreSQL, and where its relay is.
+/// A running PostgreSQL with the app's tables, and what a relay on it needs.
 pub(super) struct Stage {
+    /// Where the relay listens, once it is started.
     address: SocketAddr,
+    config: Config,
     database: Client,
     /// Drives `database`.
     _connection: AbortOnDropHandle<()>,
@@ -63,27 +65,44 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Everything is up and the relay is ready when this returns; given up on the way, it all goes again.
-    pub(super) async fn set(config: Config) -> anyhow::Result<(Stage, Running)> {
+    /// Starts the database. Given up on the way, it all goes again.
+    pub(super) async fn set(config: Config) -> anyhow::Result<Stage> {
         let cluster = start_cluster().await?;
         let (database, connection) = prepare_database(&cluster).await?;
         let data = tempfile::Builder::new().prefix("rowcast-demo-").tempdir()?;
         let secret = Secret::new(hexadecimal(&rand::random::<[u8; 32]>()));
         let url = cluster.url(DATABASE).replacen("postgres@", "rowcast_relay@", 1);
         let config = own_config(config, data.path(), &secret, &url)?;
-        let mut relay = app::start(config).await.context("the relay did not start")?;
-        let address = relay.address();
-        tokio::select! {
-            ready = wait_ready(address) => ready?,
-            failure = relay.failed() => return Err(failure.context("the relay did not become ready")),
+        let address = config.listen;
+        Ok(Stage { address, config, database, _connection: connection, cluster, _data: data, secret })
+    }
+
+    /// Starts the relay, which is to be given back to [`Stage::strike`].
+    pub(super) async fn start_relay(&mut self) -> anyhow::Result<Running> {
+        let relay = app::start(self.config.clone()).await.context("the relay did not start")?;
+        self.address = relay.address();
+        Ok(relay)
+    }
+
+    pub(super) async fn wait_ready(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let asking = rest::get(self.address, "/ready");
+            let answer = within("the relay to answer GET /ready", asking).await??;
+            if answer.status == 200 {
+                return Ok(());
+            }
+            if begun.elapsed() > READY_TIMEOUT {
+                bail!("the relay was not ready after {READY_TIMEOUT:?}; it says: {}", answer.body);
+            }
+            sleep(READY_POLL).await;
         }
-        Ok((Stage { address, database, _connection: connection, cluster, _data: data, secret }, relay))
     }
 
     /// Ends the relay, then the database, and removes what they wrote.
     pub(super) async fn strike(self, relay: Running) -> anyhow::Result<()> {
-        let Stage { database, _connection: connection, mut cluster, .. } = self;
         relay.shutdown().await;
+        let Stage { database, _connection: connection, mut cluster, .. } = self;
         drop((database, connection));
         cluster.stop(StopMode::Fast).await.context("PostgreSQL did not stop")
     }
@@ -129,7 +148,8 @@ impl Stage {
     pub(super) async fn rows_of(&self, user: &str) -> anyhow::Result<Vec<(&'static str, String, String)>> {
         let mut rows = Vec::new();
         for Table { name, key, columns, owner } in &TABLES {
-            let whose = owner.map(|column| format!("WHERE {column}::text = $1")).unwrap_or("WHERE $1 <> ''".into());
+            let whose =
+                owner.map(|column| format!("WHERE {column}::text = $1")).unwrap_or("WHERE $1 <> ''".into());
             let sql = format!(
                 "SELECT (SELECT row_to_json(k)::text FROM (SELECT r.{key}) AS k), row_to_json(r)::text \
                  FROM (SELECT {columns} FROM public.{name} {whose}) AS r"
@@ -184,25 +204,12 @@ fn own_config(mut config: Config, data: &Path, secret: &Secret, url: &str) -> an
     config.jwt_secret = Some(secret.clone());
     config.jwt_issuer = Vec::new();
     config.jwt_audience = Vec::new();
-    config.grants = ["user:{sub}:*", "global:*"].map(GrantPattern::parse).into_iter().collect::<Result<_, _>>()?;
+    config.grants =
+        ["user:{sub}:*", "global:*"].map(GrantPattern::parse).into_iter().collect::<Result<_, _>>()?;
     if TcpListener::bind(config.listen).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) {
         config.listen.set_port(0);
     }
     Ok(config)
-}
-
-async fn wait_ready(address: SocketAddr) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let answer = within("the relay to answer GET /ready", rest::get(address, "/ready")).await??;
-        if answer.status == 200 {
-            return Ok(());
-        }
-        if begun.elapsed() > READY_TIMEOUT {
-            bail!("the relay was not ready after {READY_TIMEOUT:?}; it says: {}", answer.body);
-        }
-        sleep(READY_POLL).await;
-    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

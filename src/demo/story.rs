@@ -64,7 +64,8 @@ async fn meal(cast: &mut Cast<'_>) -> anyhow::Result<()> {
 async fn workout(cast: &mut Cast<'_>) -> anyhow::Result<()> {
     let sql = "BEGIN;\n\
                INSERT INTO workout_sessions VALUES (1, 42, 'Pull day');\n\
-               INSERT INTO exercise_sets VALUES (1, 42, 1, 1, 5, 80), (2, 42, 1, 2, 8, 62.5);\n\
+               INSERT INTO exercise_sets\n\
+               VALUES (1, 42, 1, 1, 5, 80), (2, 42, 1, 2, 8, 62.5);\n\
                COMMIT;";
     let at = cast.write(sql).await?;
     let mut rows = vec![cast.row("INSERT", "user:42:workout_sessions", 1).await?];
@@ -95,7 +96,7 @@ async fn tagged(cast: &mut Cast<'_>) -> anyhow::Result<()> {
     let at = cast.write(sql).await?;
     let rows = [cast.row("UPDATE", "user:42:food_entries", 1).await?.tagged("mia-phone", "edit-17")];
     cast.arrives(at, &[(PHONE, &rows), (LAPTOP, &rows)]).await?;
-    cast.screen.note("The phone confirms its optimistic update: edit-17 is committed.")?;
+    cast.screen.note("Its own edit-17 is committed: the phone need not apply it again.")?;
     Ok(())
 }
 
@@ -132,7 +133,7 @@ async fn moved(cast: &mut Cast<'_>) -> anyhow::Result<()> {
     let gone = [Want::delete("user:42:food_entries", "id", 3)];
     let rows = [cast.row("INSERT", "user:7:food_entries", 3).await?];
     cast.arrives(at, &[(PHONE, &gone), (LAPTOP, &gone), (TOMS_PHONE, &rows)]).await?;
-    cast.screen.note("To Mia's devices it is a DELETE that names the key and nothing of the new row.")?;
+    cast.screen.note("To Mia's devices it is a DELETE: the key, and nothing of the new row.")?;
     Ok(())
 }
 
@@ -161,8 +162,10 @@ async fn reckoning(cast: &mut Cast<'_>) -> anyhow::Result<()> {
         let rows = cast.stage.rows_of(user).await?;
         for device in cast.devices.iter().filter(|device| device.user == user) {
             let copy: Vec<_> = device.rows().iter().collect();
-            let mut truth: Vec<_> =
-                rows.iter().map(|(table, key, record)| (((*table).to_owned(), key.clone()), record)).collect();
+            let mut truth: Vec<_> = rows
+                .iter()
+                .map(|(table, key, record)| (((*table).to_owned(), key.clone()), record))
+                .collect();
             truth.sort();
             let same = copy.iter().map(|(place, record)| (*place, *record));
             if !same.eq(truth.iter().map(|(place, record)| (place, *record))) {

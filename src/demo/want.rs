@@ -63,7 +63,7 @@ impl Want {
 
     /// In words, for the screen.
     pub(super) fn what(&self) -> String {
-        let tag = self.tag.map(|(device, correlation)| format!(" by {device}, {correlation}")).unwrap_or_default();
+        let tag = self.tag.map(|(_, correlation)| format!("  {correlation}")).unwrap_or_default();
         format!("{} {}{tag}", self.operation.or(self.event).unwrap_or_default(), self.topic)
     }
 
@@ -78,7 +78,8 @@ impl Want {
             && self.event == frame.event.as_deref()
             && Some(self.topic.as_str()) == frame.topic.as_deref()
             && self.key.as_deref() == text(&frame.key)
-            && self.body.as_deref() == text(if self.event.is_some() { &frame.payload } else { &frame.new_record })
+            && self.body.as_deref()
+                == text(if self.event.is_some() { &frame.payload } else { &frame.new_record })
             && self.tag.map(|(device, _)| device) == frame.source_device.as_deref()
             && self.tag.map(|(_, correlation)| correlation) == frame.correlation_id.as_deref()
             && (self.event.is_some() || frame.last == Some(last));

@@ -89,12 +89,19 @@ impl Shown<'_> {
 }
 
 /// The JSON of one delivery, as docs/PROTOCOL.md has it.
-pub fn frame_of(transaction: &Transaction, delivery: &Delivery, shown: &Shown<'_>, style: FrameStyle) -> Bytes {
+pub fn frame_of(
+    transaction: &Transaction,
+    delivery: &Delivery,
+    shown: &Shown<'_>,
+    style: FrameStyle,
+) -> Bytes {
     let cursor = Cursor::new(style.epoch, transaction.position(delivery));
     let mut frame = Frame { out: Vec::with_capacity(delivery.size() + 320), style };
     match (&delivery.body, shown) {
         (Body::Row(row), Shown::Row(view)) => frame.row(transaction, row, view, cursor),
-        (Body::Truncate(shape), Shown::Truncate(audience)) => frame.truncate(transaction, shape, audience, cursor),
+        (Body::Truncate(shape), Shown::Truncate(audience)) => {
+            frame.truncate(transaction, shape, audience, cursor)
+        }
         (Body::Broadcast(broadcast), _) => frame.broadcast(transaction, broadcast, cursor),
         // A delivery is shown by its own kind; nothing else is made (see `transport::session`).
         (Body::Row(_) | Body::Truncate(_), _) => {}
@@ -159,7 +166,11 @@ impl Frame {
         self.string(&broadcast.event);
         self.put(",\"payload\":");
         self.out.extend_from_slice(&broadcast.payload);
-        let _ = write!(self.out, ",\"cursor\":\"{cursor}\",\"timestamp\":\"{}\"}}", timestamp(transaction.committed_at));
+        let _ = write!(
+            self.out,
+            ",\"cursor\":\"{cursor}\",\"timestamp\":\"{}\"}}",
+            timestamp(transaction.committed_at)
+        );
     }
 
     fn head(&mut self, audience: &Audience, shape: &Shape, operation: Operation) {
@@ -177,7 +188,11 @@ impl Frame {
     fn tail(&mut self, transaction: &Transaction, cursor: Cursor) {
         let time = timestamp(transaction.committed_at);
         // Writing to a Vec cannot fail.
-        let _ = write!(self.out, ",\"commit_timestamp\":\"{time}\",\"cursor\":\"{cursor}\",\"last\":{}", self.style.last);
+        let _ = write!(
+            self.out,
+            ",\"commit_timestamp\":\"{time}\",\"cursor\":\"{cursor}\",\"last\":{}",
+            self.style.last
+        );
         if let Some(tag) = transaction.tag.as_ref().filter(|_| self.style.own) {
             self.put(",\"source_device\":");
             self.string(&tag.device);

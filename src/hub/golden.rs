@@ -5,7 +5,8 @@ use std::path::Path;
 
 /// Fails unless a frame is byte for byte what the file holds.
 pub(crate) fn check(name: &str, frame: &[u8]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/messages").join(format!("{name}.json"));
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/messages").join(format!("{name}.json"));
     let frame = String::from_utf8(frame.to_vec()).expect("frames are UTF-8");
     let _: serde_json::Value = serde_json::from_str(&frame).expect("frames are JSON");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

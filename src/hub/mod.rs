@@ -177,7 +177,8 @@ impl Inner {
                 }
                 Body::Broadcast(broadcast) => self.want(&broadcast.audience, place, &mut wanted),
                 Body::Truncate(shape) => {
-                    let readers = self.audiences.iter().filter(|(a, _)| shape.scopes.iter().any(|s| s == a.scope()));
+                    let readers =
+                        self.audiences.iter().filter(|(a, _)| shape.scopes.iter().any(|s| s == a.scope()));
                     wanted.extend(readers.flat_map(|(_, ids)| ids).map(|id| (*id, place)));
                 }
             }

@@ -27,13 +27,23 @@ fn shape() -> Arc<Shape> {
         name: "orders".into(),
         key: vec!["id".into()],
         scopes: vec!["team".into(), "user".into()],
-        columns: vec![("id".into(), quoting(20)), ("note".into(), quoting(25)), ("photo".into(), quoting(25))],
+        columns: vec![
+            ("id".into(), quoting(20)),
+            ("note".into(), quoting(25)),
+            ("photo".into(), quoting(25)),
+        ],
     })
 }
 
 fn row(record: Option<Record>, members: &[(&str, bool, bool)]) -> RowChange {
-    let member = |&(text, before, after): &(&str, _, _)| Membership { audience: audience(text), before, after };
-    RowChange { shape: shape(), key: "{\"id\":7}".into(), record, memberships: members.iter().map(member).collect() }
+    let member =
+        |&(text, before, after): &(&str, _, _)| Membership { audience: audience(text), before, after };
+    RowChange {
+        shape: shape(),
+        key: "{\"id\":7}".into(),
+        record,
+        memberships: members.iter().map(member).collect(),
+    }
 }
 
 fn whole(json: &'static str) -> Option<Record> {
@@ -131,7 +141,8 @@ fn frames_are_as_documented() {
     for (name, row) in changes {
         let transaction = transaction(vec![Body::Row(row.clone())], Some(tag.clone()));
         let view = view(&row, |member| member.audience.as_str() == "user:42").unwrap();
-        let frame = |style| frame_of(&transaction, &transaction.deliveries[0], &Shown::Row(view.clone()), style);
+        let frame =
+            |style| frame_of(&transaction, &transaction.deliveries[0], &Shown::Row(view.clone()), style);
         check(&format!("database_change_{name}"), &frame(style()));
         if name == "insert" {
             check("database_change_own", &frame(FrameStyle { own: true, last: false, ..style() }));

@@ -105,7 +105,9 @@ impl Assembly {
             return;
         }
         // Positions only grow while a transaction is received.
-        if let Some(old) = self.marks.iter_mut().rev().find(|old| old.audience == mark.audience && same_table(old)) {
+        if let Some(old) =
+            self.marks.iter_mut().rev().find(|old| old.audience == mark.audience && same_table(old))
+        {
             old.upto = mark.upto;
             return;
         }
@@ -240,7 +242,9 @@ mod tests {
         assert_eq!(assembly.marks.first(), Some(&mark(None, 1)));
         for index in 10_000..20_000 {
             let mark = mark(Some(index), index);
-            let covers = |left: &Mark| left.upto >= mark.upto && (left.audience.is_none() || left.audience == mark.audience);
+            let covers = |left: &Mark| {
+                left.upto >= mark.upto && (left.audience.is_none() || left.audience == mark.audience)
+            };
             assert!(assembly.marks.iter().any(covers), "{index}");
         }
     }

@@ -15,7 +15,7 @@ use super::schema::Database;
 use super::supervisor::CLOSE_GRACE;
 use crate::change::{Body, Mark};
 use crate::feed::Feed;
-use crate::log::Append;
+use crate::log::{Append, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::route::{CatalogEffect, CatalogRow, Dropped, LogicalMessage, PREFIX, Router};
@@ -25,6 +25,11 @@ use crate::wal::{Frame, Keepalive, ReplicationStream, StandbyStatus, XLogData};
 /// Names under which the router's state stands in the log.
 pub(super) const STATE_ROUTER: &str = "router";
 pub(super) const STATE_SHAPES: &str = "next_shape";
+
+const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+/// Nothing heard for so many times the interval of our own reports: the connection is given up. At half
+/// of it the server is asked for a sign of life.
+const SILENCE: u32 = 6;
 
 /// Frames taken from the buffer before timers and polls get a turn.
 const BURST: usize = 512;
@@ -39,6 +44,8 @@ pub(super) struct Driver {
     pub(super) tables: watch::Sender<Vec<u32>>,
     nudge: Arc<Notify>,
     pub(super) part_size: usize,
+    /// The publication's oid: one made again is another one.
+    pub(super) publication: u32,
     pub(super) status_interval: std::time::Duration,
     /// The transaction under way.
     assembly: Option<Assembly>,
@@ -53,6 +60,9 @@ pub(super) struct Driver {
     idle_end: Lsn,
     status_due: Instant,
     confirmed: Lsn,
+    /// Ticks since the last frame. Not a time: while the log or the database is waited for nobody
+    /// listens, and that is not the server's silence.
+    silent_ticks: u32,
 }
 
 impl Driver {
@@ -67,9 +77,12 @@ impl Driver {
         tables: watch::Sender<Vec<u32>>,
         nudge: Arc<Notify>,
         part_size: usize,
+        publication: u32,
         status_interval: std::time::Duration,
     ) -> Self {
         let watermark = feed.watermark();
+        // Until the first message comes, this is how far we are.
+        progress.set_received(watermark.lsn, None);
         let now = Instant::now();
         Driver {
             stream,
@@ -80,6 +93,7 @@ impl Driver {
             tables,
             nudge,
             part_size,
+            publication,
             status_interval,
             assembly: None,
             submitted: watermark.lsn,
@@ -90,6 +104,7 @@ impl Driver {
             idle_end: watermark.lsn,
             status_due: now,
             confirmed: Lsn::ZERO,
+            silent_ticks: 0,
             feed,
         }
     }
@@ -100,7 +115,7 @@ impl Driver {
         let mut durable = self.feed.log.durable();
         let log = Arc::clone(&self.feed.log);
         let mut failed = log.failed();
-        let mut tick = tokio::time::interval(std::time::Duration::from_millis(250));
+        let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // Every branch is cancel-safe: frames stay in the stream's buffer, polls in their channel.
@@ -134,6 +149,7 @@ impl Driver {
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<(), IngestError> {
+        self.silent_ticks = 0;
         match frame {
             Frame::XLogData(XLogData { body, .. }) => {
                 let message = pgoutput::decode(body)?;
@@ -158,7 +174,22 @@ impl Driver {
         if self.assembly.is_none() && self.idle_end > self.submitted && Instant::now() >= self.advance_at {
             self.advance().await?;
         }
+        self.listen_for_silence().await?;
         self.report(false).await
+    }
+
+    /// A path that is gone brings no error: only a question without an answer shows it.
+    async fn listen_for_silence(&mut self) -> Result<(), IngestError> {
+        self.silent_ticks += 1;
+        let silence = TICK * self.silent_ticks;
+        let longest = self.status_interval * SILENCE;
+        if silence > longest {
+            return Err(IngestError::Silent(silence));
+        }
+        if silence > longest / 2 && silence - TICK <= longest / 2 {
+            self.send_status(true).await;
+        }
+        Ok(())
     }
 
     /// Hands the log a position up to which there is nothing for anyone.
@@ -197,7 +228,8 @@ impl Driver {
 
     /// The transaction under way, and the index of a change that arrives now.
     fn place(&mut self) -> Result<(u32, Position, bool), IngestError> {
-        let assembly = self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
+        let assembly =
+            self.assembly.as_mut().ok_or(IngestError::Protocol("a change outside a transaction"))?;
         let index = assembly.next_index()?;
         Ok((index, assembly.position(), assembly.skipped))
     }
@@ -380,7 +412,7 @@ impl Driver {
         self.assembly.as_ref().map_or(Position::boundary(self.submitted), Assembly::position)
     }
 
-    fn state(&self) -> Result<Vec<(String, Option<Vec<u8>>)>, IngestError> {
+    fn state(&self) -> Result<Vec<StateChange>, IngestError> {
         Ok(vec![
             (STATE_ROUTER.to_owned(), Some(serde_json::to_vec(self.router.state())?)),
             (STATE_SHAPES.to_owned(), Some(self.router.next_shape().to_string().into_bytes())),
@@ -419,14 +451,19 @@ impl Driver {
         if !at_once && durable == self.confirmed && now < self.status_due {
             return Ok(());
         }
+        self.send_status(false).await;
+        Ok(())
+    }
+
+    async fn send_status(&mut self, reply_requested: bool) {
+        let durable = *self.feed.log.durable().borrow();
         let written = self.received.max(durable);
         debug_assert!(self.confirmed <= durable, "durable never goes back");
-        let status = StandbyStatus { written, flushed: durable, applied: durable, reply_requested: false };
+        let status = StandbyStatus { written, flushed: durable, applied: durable, reply_requested };
         self.stream.send_status(status).await;
         self.confirmed = durable;
         self.progress.set_confirmed(durable);
-        self.status_due = now + self.status_interval;
-        Ok(())
+        self.status_due = Instant::now() + self.status_interval;
     }
 
     async fn catalog_put(&mut self, row: &CatalogRow, at: Position) -> Result<(), IngestError> {
@@ -445,7 +482,10 @@ impl Driver {
             self.assembly()?.add_mark(mark);
         }
         match effect.ask {
-            Some(relid) => self.ask(relid, at, why).await,
+            Some(relid) => {
+                self.await_visible().await?;
+                self.ask(relid, at, why).await
+            }
             None => Ok(()),
         }
     }

@@ -26,9 +26,13 @@ pub enum IngestError {
     Decode(#[from] DecodeError),
     #[error(transparent)]
     TooMany(#[from] TooManyChanges),
-    #[error("the catalog holds a row that this rowcast cannot use: {0}; run rowcast init, then track the table again")]
+    #[error(
+        "the catalog holds a row that this rowcast cannot use: {0}; run rowcast init, then track the table again"
+    )]
     Catalog(#[from] CatalogRowError),
-    #[error("a row of {table} at {at} cannot be delivered: {source}; nothing after it is delivered either, until this is mended")]
+    #[error(
+        "a row of {table} at {at} cannot be delivered: {source}; nothing after it is delivered either, until this is mended"
+    )]
     Row { table: String, at: Position, source: RowError },
     #[error("the replication stream broke its protocol: {0}")]
     Protocol(&'static str),
@@ -38,7 +42,9 @@ pub enum IngestError {
     Setup { what: String, mend: String },
     #[error("the replication slot {slot} is in use by process {pid}; waiting until it is free")]
     SlotInUse { slot: String, pid: i32 },
-    #[error("the publication was dropped or made again; a new epoch begins")]
+    #[error("nothing was heard from the server for {0:?}, and it did not answer")]
+    Silent(std::time::Duration),
+    #[error("the publication was dropped or made again")]
     PublicationChanged,
 }
 
@@ -50,12 +56,18 @@ impl IngestError {
     /// Whether trying again may help with nobody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            IngestError::Wal(error) => error.is_transient() || error.publication_missing() || error.slot_in_use(),
+            IngestError::Wal(error) => {
+                error.is_transient() || error.publication_missing() || error.slot_in_use()
+            }
             IngestError::Connect(error) => error.is_transient(),
             IngestError::Query(error) | IngestError::Table(TableError::Query(error)) => {
-                error.is_closed() || error.code().is_none_or(|code| matches!(&code.code()[..2], "57" | "08" | "53" | "40"))
+                error.is_closed()
+                    || error.code().is_none_or(|code| matches!(&code.code()[..2], "57" | "08" | "53" | "40"))
             }
-            IngestError::SlotInUse { .. } | IngestError::PublicationChanged | IngestError::Table(_) => true,
+            IngestError::SlotInUse { .. }
+            | IngestError::PublicationChanged
+            | IngestError::Silent(_)
+            | IngestError::Table(_) => true,
             IngestError::Log(_)
             | IngestError::Decode(_)
             | IngestError::TooMany(_)

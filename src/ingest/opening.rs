@@ -66,13 +66,19 @@ pub enum NewEpoch {
     OtherDatabase,
     #[error("the replication slot is gone")]
     SlotGone,
-    #[error("the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed")]
+    #[error(
+        "the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed"
+    )]
     SlotLost,
-    #[error("the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something")]
+    #[error(
+        "the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something"
+    )]
     Gap { confirmed: Lsn, end: Lsn },
     #[error("the publication was dropped and made again")]
     PublicationChanged,
-    #[error("the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits")]
+    #[error(
+        "the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits"
+    )]
     HistoryLost { server_end: Lsn, end: Lsn },
     #[error("the server moved to another timeline at {switch_point}, before the log's end at {end}")]
     TimelineSwitched { switch_point: Lsn, end: Lsn },
@@ -129,7 +135,10 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
         )
         .await?;
     if row.get::<_, i32>(0) < 150_000 {
-        return Err(IngestError::setup("the server is older than PostgreSQL 15", "rowcast needs PostgreSQL 15 or later"));
+        return Err(IngestError::setup(
+            "the server is older than PostgreSQL 15",
+            "rowcast needs PostgreSQL 15 or later",
+        ));
     }
     if row.get::<_, String>(1) != "logical" {
         return Err(IngestError::setup(
@@ -156,7 +165,9 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
     };
     if !row.get::<_, bool>(6) {
         return Err(IngestError::setup(
-            format!("the schema rowcast is missing in the database {database}, or the role {user} may not use it"),
+            format!(
+                "the schema rowcast is missing in the database {database}, or the role {user} may not use it"
+            ),
             "run rowcast init, and GRANT rowcast_relay to the relay's role",
         ));
     }
@@ -182,20 +193,28 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
 
 /// Waits until every transaction that runs now is over, also those that have committed and are not yet
 /// visible because a synchronous standby has not answered.
-pub(super) async fn settle(client: &Client) -> Result<(), IngestError> {
-    let snapshot = "SELECT pg_catalog.pg_snapshot_xmin(s)::text::int8, pg_catalog.pg_snapshot_xmax(s)::text::int8
-                    FROM pg_catalog.pg_current_snapshot() s";
-    let bounds = async || client.query_one(snapshot, &[]).await.map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1)));
-    let (mut xmin, xmax) = bounds().await?;
+///
+/// A snapshot's xmax does not tell which these are: it is the end of what has *completed*, and a
+/// transaction that runs may lie beyond it. So one of our own takes the next id.
+pub(super) async fn settle(client: &mut Client) -> Result<(), IngestError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+    let next = transaction.query_one("SELECT pg_catalog.pg_current_xact_id()::text::int8", &[]).await?;
+    let next: i64 = next.get(0);
+    transaction.rollback().await?;
     let mut told = false;
-    while xmin < xmax {
+    loop {
+        let xmin = "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::int8";
+        if client.query_one(xmin, &[]).await?.get::<_, i64>(0) > next {
+            return Ok(());
+        }
         if !std::mem::replace(&mut told, true) {
-            tracing::info!("waiting for transactions that were open when the slot was made; long ones hold this up");
+            tracing::info!(
+                "waiting for transactions that were open when the slot was made; long ones hold this up"
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        xmin = bounds().await?.0;
     }
-    Ok(())
 }
 
 /// The catalog as it is, with what the database says of its tables.
@@ -264,7 +283,11 @@ mod tests {
     fn an_unbroken_history_goes_on() {
         assert_eq!(decided(|_| {}), Decision::Resume);
         assert_eq!(decided(|found| found.server_end = Lsn::new(100)), Decision::Resume);
-        let confirmed = |lsn| move |found: &mut Found| found.slot.as_mut().unwrap_or_else(|| panic!()).confirmed = Some(Lsn::new(lsn));
+        let confirmed = |lsn| {
+            move |found: &mut Found| {
+                found.slot.as_mut().unwrap_or_else(|| panic!()).confirmed = Some(Lsn::new(lsn))
+            }
+        };
         assert_eq!(decided(confirmed(100)), Decision::Resume);
         let gap = NewEpoch::Gap { confirmed: Lsn::new(101), end: Lsn::new(100) };
         assert_eq!(decided(confirmed(101)), Decision::Begin(gap));
@@ -279,7 +302,10 @@ mod tests {
         assert_eq!(decide(None, &found()), Decision::Begin(NewEpoch::NoLog));
         assert_eq!(begins(|found| found.identity.system_id = 8), NewEpoch::OtherDatabase);
         assert_eq!(begins(|found| found.slot = None), NewEpoch::SlotGone);
-        assert_eq!(begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true), NewEpoch::SlotLost);
+        assert_eq!(
+            begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true),
+            NewEpoch::SlotLost
+        );
         assert_eq!(begins(|found| found.identity.publication = 4), NewEpoch::PublicationChanged);
         assert!(matches!(begins(|found| found.server_end = Lsn::new(99)), NewEpoch::HistoryLost { .. }));
     }
@@ -294,6 +320,9 @@ mod tests {
         };
         assert_eq!(decided(promoted(100)), Decision::Resume);
         assert!(matches!(decided(promoted(99)), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
-        assert!(matches!(decided(|found| found.identity.timeline = 2), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
+        assert!(matches!(
+            decided(|found| found.identity.timeline = 2),
+            Decision::Begin(NewEpoch::TimelineSwitched { .. })
+        ));
     }
 }

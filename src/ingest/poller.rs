@@ -17,6 +17,8 @@ use crate::postgres::{self, ConnectError, Target};
 /// One look.
 #[derive(Debug)]
 pub(super) struct Poll {
+    /// Its oid.
+    pub(super) publication: Option<u32>,
     pub(super) asked: HashSet<u32>,
     pub(super) fingerprints: HashMap<u32, String>,
     pub(super) insert_lsn: Lsn,
@@ -39,7 +41,7 @@ enum PollError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Table(#[from] TableError),
-    #[error("asking about the replication slot failed: {0}")]
+    #[error("asking about publication or replication slot failed: {0}")]
     Query(#[from] tokio_postgres::Error),
 }
 
@@ -58,13 +60,17 @@ impl Poller {
         let (client, _driver) = postgres::connect(&self.target).await?;
         loop {
             let asked = self.tables.borrow().clone();
+            let publication = client
+                .query_opt("SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1", &[&PUBLICATION])
+                .await?
+                .map(|row| row.get(0));
             let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
             self.progress.saw_server_end(insert_lsn);
             self.look_at_slot(&client).await?;
             // When ingest is behind with the last look, this one would tell it nothing more.
-            let _ =
-                self.polls.try_send(Poll { asked: asked.into_iter().collect(), fingerprints, insert_lsn });
+            let asked = asked.into_iter().collect();
+            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn });
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
                 () = self.nudge.notified() => {}

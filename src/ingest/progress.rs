@@ -166,7 +166,7 @@ mod tests {
         progress.saw_server_end(Lsn::new((1 << 20) + LAG_SLACK_BYTES));
         assert_eq!(progress.lag_micros(now + hour), 0, "less than a record");
         progress.saw_server_end(Lsn::new(2 << 20));
-        assert!((hour..hour + hour / 60).contains(&progress.lag_micros(now + hour)), "since it fell behind");
+        assert!((hour - hour / 60..=hour).contains(&progress.lag_micros(now + hour)), "since it fell behind");
         progress.set_received(Lsn::new(3 << 19), Some(now + hour));
         assert_eq!(progress.lag_micros(now + hour), 0, "it follows closely");
         progress.set_received(Lsn::new(2 << 20), None);

@@ -1,4 +1,6 @@
-//! How far each table's mark reaches, so that a later one never gives back what an earlier one took.
+//! How far each table's mark reaches, and for readers of which scopes, so that a later one never gives
+//! back what an earlier one took: readers of a scope that the table has left may still come with an old
+//! cursor.
 //!
 //! A table that is blocked has a mark without end. It holds until the block ends or a new generation
 //! begins; then the mark falls back to where the others reach, not to where the block began. Pure.
@@ -19,6 +21,7 @@ struct TableReach {
     /// The furthest mark that has an end.
     upto: Position,
     blocked: bool,
+    scopes: Vec<String>,
 }
 
 impl Reach {
@@ -33,6 +36,10 @@ impl Reach {
     pub(super) fn extend(&mut self, mut marks: Vec<Mark>) -> Vec<Mark> {
         for mark in marks.iter_mut().filter(|mark| mark.audience.is_none()) {
             let table = self.tables.entry(Arc::clone(&mark.table)).or_default();
+            table.scopes.append(&mut mark.scopes);
+            table.scopes.sort_unstable();
+            table.scopes.dedup();
+            mark.scopes.clone_from(&table.scopes);
             if mark.upto == Position::MAX {
                 table.blocked = true;
                 continue;
@@ -92,8 +99,23 @@ mod tests {
     }
 
     #[test]
+    fn readers_of_a_scope_that_was_left_are_told_as_well() {
+        let mut reach = Reach::default();
+        let mark = |scope: &str, upto| Mark {
+            table: "orders".into(),
+            audience: None,
+            scopes: vec![scope.into()],
+            upto: at(upto),
+            reason: Reason::Retracked,
+        };
+        reach.extend(vec![mark("user", 10)]);
+        assert_eq!(reach.extend(vec![mark("team", 20)])[0].scopes, ["team", "user"]);
+    }
+
+    #[test]
     fn what_is_in_force_counts_after_a_restart() {
-        let mark = |upto, reason| Mark { table: "orders".into(), audience: None, scopes: Vec::new(), upto, reason };
+        let mark =
+            |upto, reason| Mark { table: "orders".into(), audience: None, scopes: Vec::new(), upto, reason };
         let mut reach = Reach::of(&[mark(Position::MAX, Reason::SchemaChanged)]);
         assert_eq!(put(&mut reach, at(40), Reason::SchemaChanged), Position::MAX);
         assert_eq!(put(&mut reach, at(50), Reason::Identity), at(50));

@@ -10,15 +10,27 @@ use super::error::IngestError;
 use super::poller::Poll;
 use crate::change::{Body, Mark, Reason};
 use crate::log::ColumnQuery;
+use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::postgres::tables::{self, TableFetch};
+use crate::postgres::tables::{self, TableError, TableFetch};
 use crate::postgres::{self, Target};
 use crate::route::{Debt, OldRow, Owed, Plan, Reading, Row, RowError, Supplied, Update};
 use crate::wal::pgoutput::{self, OldTuple};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How far back in an audience an owed value is looked for.
 const OWED_ENTRIES: usize = 20_000;
+
+/// How long a question waits for the transaction that it is about to be seen by other sessions.
+const VISIBLE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Whether a transaction, by the 32 bits of its id that the stream tells, is over for other sessions.
+const IS_VISIBLE: &str = "
+SELECT pg_catalog.pg_visible_in_snapshot((CASE WHEN near > xmax + 2147483648 THEN near - 4294967296 ELSE near END)::text::xid8, s)
+FROM pg_catalog.pg_current_snapshot() s
+CROSS JOIN LATERAL (SELECT pg_catalog.pg_snapshot_xmax(s)::text::int8 AS xmax) x
+CROSS JOIN LATERAL (SELECT (xmax >> 32 << 32) + $1::int8 AS near) n";
 
 /// Ingest's own connection for questions, made when first needed.
 #[derive(Debug)]
@@ -58,22 +70,25 @@ impl Driver {
 
     /// Asks the database about a table, and takes in what it says. `why`: what readers are told if they
     /// have to sync for it, where that is known better than from the answer.
-    pub(super) async fn ask(&mut self, relid: u32, at: Position, why: Option<Reason>) -> Result<(), IngestError> {
+    pub(super) async fn ask(
+        &mut self,
+        relid: u32,
+        at: Position,
+        why: Option<Reason>,
+    ) -> Result<(), IngestError> {
         let fetch = self.fetch(relid).await?;
         self.progress.saw_server_end(fetch.insert_lsn);
         if let Some(mark) = self.router.learn(relid, fetch, at) {
             let reason = why.unwrap_or(mark.reason);
-            self.mark_now(Mark { reason, ..mark }).await?;
-            self.push_on().await?;
+            let beyond = Position::boundary(self.push_on().await?);
+            self.mark_now(Mark { reason, upto: mark.upto.max(beyond), ..mark }).await?;
         }
         Ok(())
     }
 
     /// The question itself. The server hears of us while it lasts.
     async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
-        // Taken out, so that the stream can be served while the answer is awaited.
-        let spare = Database::new(self.database.target.clone());
-        let mut database = std::mem::replace(&mut self.database, spare);
+        let mut database = self.take_database();
         let question = async {
             let client = database.client().await?;
             tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)
@@ -81,6 +96,30 @@ impl Driver {
         let answer = self.serve_while(question).await;
         self.database = database;
         answer
+    }
+
+    /// Waits until the transaction under way is visible to questions, which it is a moment after it is in
+    /// the stream. Where a standby holds it up longer, the poller finds later what was not seen.
+    pub(super) async fn await_visible(&mut self) -> Result<(), IngestError> {
+        let xid = i64::from(self.assembly()?.xid());
+        let mut database = self.take_database();
+        let waiting = async {
+            let client = database.client().await?;
+            let until = Instant::now() + VISIBLE_PATIENCE;
+            while !client.query_one(IS_VISIBLE, &[&xid]).await?.get::<_, bool>(0) && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(())
+        };
+        let waited = self.serve_while(waiting).await;
+        self.database = database;
+        waited
+    }
+
+    /// Taken out, so that the stream can be served while an answer is awaited.
+    fn take_database(&mut self) -> Database {
+        let spare = Database::new(self.database.target.clone());
+        std::mem::replace(&mut self.database, spare)
     }
 
     async fn serve_while<T>(
@@ -97,27 +136,43 @@ impl Driver {
         }
     }
 
-    /// A mark may reach beyond everything written. An idle server would never get there by itself, so
-    /// one small message is written (to no table).
-    async fn push_on(&mut self) -> Result<(), IngestError> {
-        let client = self.database.client().await?;
-        client.batch_execute("SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')").await?;
-        Ok(())
+    /// Writes one small message (to no table) and gives its end, for a mark to reach there.
+    ///
+    /// A mark has to lie beyond every cursor that was given out before it, and a cursor may stand at the
+    /// very end of the WAL; and an idle server would never get to a mark by itself.
+    async fn push_on(&mut self) -> Result<Lsn, IngestError> {
+        let mut database = self.take_database();
+        let writing = async {
+            let transaction = database.client().await?.transaction().await?;
+            // A standby that does not answer must not hold this up.
+            transaction.batch_execute("SET LOCAL synchronous_commit = local").await?;
+            const MESSAGE: &str =
+                "SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast-advance', '')::text";
+            let row = transaction.query_one(MESSAGE, &[]).await?;
+            transaction.commit().await?;
+            Ok(row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?)
+        };
+        let end = self.serve_while(writing).await;
+        self.database = database;
+        let end = end?;
+        self.progress.saw_server_end(end);
+        Ok(end)
     }
 
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
-        let known: Vec<(u32, String)> = self
-            .router
-            .state()
-            .tables
-            .iter()
-            .map(|(relid, known)| (*relid, known.info.fingerprint.clone()))
-            .collect();
+        if poll.publication != Some(self.publication) {
+            return Err(IngestError::PublicationChanged);
+        }
+        // A table whose track was read from the stream before its transaction was visible is not known yet.
+        let state = self.router.state();
+        let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());
+        let known: Vec<(u32, Option<String>)> =
+            state.catalog.tables().map(|tracked| (tracked.relid, fingerprint(tracked.relid))).collect();
         for (relid, fingerprint) in known {
             // A table that the poll did not ask about was tracked since.
-            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != Some(&fingerprint) {
+            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != fingerprint.as_ref() {
                 self.ask(relid, self.here(), None).await?;
             }
         }
@@ -126,7 +181,12 @@ impl Driver {
 
     /// A row that cannot be read. If the table changed under it, its copies are stale, and the row with
     /// them; if not, going on would lose it.
-    pub(super) async fn unreadable(&mut self, relid: u32, at: Position, error: RowError) -> Result<(), IngestError> {
+    pub(super) async fn unreadable(
+        &mut self,
+        relid: u32,
+        at: Position,
+        error: RowError,
+    ) -> Result<(), IngestError> {
         // Readers were told to sync in full to beyond this row, so nobody misses it.
         let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
         let whole_table = |mark: &&Mark| mark.audience.is_none() && Some(&mark.table) == name.as_ref();
@@ -137,19 +197,29 @@ impl Driver {
             self.router.leave_out(relid, upto);
             return Ok(());
         }
-        let fingerprint = |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
+        let fingerprint =
+            |driver: &Driver| driver.router.state().tables.get(&relid).map(|k| k.info.fingerprint.clone());
         let before = fingerprint(self);
         self.ask(relid, at, None).await?;
         if fingerprint(self) != before {
             self.router.leave_out(relid, Position::boundary(self.progress.server_end()));
             return Ok(());
         }
-        let table = self.router.catalog().get(relid).map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
+        let table = self
+            .router
+            .catalog()
+            .get(relid)
+            .map_or_else(|| relid.to_string(), |t| format!("{}.{}", t.schema, t.table));
         Err(IngestError::Row { table, at, source: error })
     }
 
     /// One UPDATE, with the values that it may owe.
-    pub(super) async fn update_row(&mut self, update: &pgoutput::Update, index: u32, at: Position) -> Result<(), IngestError> {
+    pub(super) async fn update_row(
+        &mut self,
+        update: &pgoutput::Update,
+        index: u32,
+        at: Position,
+    ) -> Result<(), IngestError> {
         let new: Row<'_> = update.new.iter().collect();
         let old = update.old.as_ref().map(old_row);
         let mut debt = Debt::Open;
@@ -197,7 +267,12 @@ impl Driver {
     }
 
     /// Looks in the log for the values of columns that were not sent.
-    async fn find_owed(&mut self, plan: &Plan, owed: &Owed, at: Position) -> Result<Option<Supplied>, IngestError> {
+    async fn find_owed(
+        &mut self,
+        plan: &Plan,
+        owed: &Owed,
+        at: Position,
+    ) -> Result<Option<Supplied>, IngestError> {
         // Older entries of the row may still be on their way to the log, or in this very transaction.
         if self.assembly()?.size() > 0 {
             self.submit_part().await?;

@@ -16,7 +16,7 @@ use super::progress::{Progress, State};
 use super::schema::Database;
 use super::{IngestOptions, PUBLICATION};
 use crate::cursor::Epoch;
-use crate::feed::Feed;
+use crate::feed::{CurrentFeed, Feed};
 use crate::log::{Beginning, FjallLog, Log};
 use crate::lsn::Lsn;
 use crate::route::{LogicalMessage, PREFIX, Router, RouterState};
@@ -48,7 +48,7 @@ struct Connected {
 
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
-    pub fn new(options: IngestOptions) -> Result<(Self, watch::Receiver<Option<Arc<Feed>>>), IngestError> {
+    pub fn new(options: IngestOptions) -> Result<(Self, CurrentFeed), IngestError> {
         let feed = match FjallLog::open(&options.log)? {
             Some(log) => Some(resumed_feed(log)?),
             None => None,
@@ -113,7 +113,9 @@ impl Ingest {
             None => None,
         };
         self.progress.restart_server_end(connected.found.server_end);
-        let decision = opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let decision =
+            opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
+        let publication = connected.found.identity.publication;
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
             Decision::Begin(why) => {
@@ -121,17 +123,21 @@ impl Ingest {
                 begun
             }
         };
-        self.stream(feed, router, stream, database, shutdown).await
+        self.stream(feed, router, stream, database, publication, shutdown).await
     }
 
     async fn connect(&self) -> Result<Connected, IngestError> {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
         let (publication, slot) = opening::look(client, &self.options.slot).await?;
-        let mut connection = ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
+        let mut connection =
+            ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
-        let switches =
-            if system.timeline > 1 { connection.timeline_history(system.timeline).await? } else { Vec::new() };
+        let switches = if system.timeline > 1 {
+            connection.timeline_history(system.timeline).await?
+        } else {
+            Vec::new()
+        };
         let identity = Identity {
             system_id: system.system_id,
             database: system.dbname,
@@ -157,7 +163,9 @@ impl Ingest {
         &self,
         connected: Connected,
     ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
-        let Some(feed) = self.feed.borrow().clone() else { return Err(IngestError::Protocol("no log to go on with")) };
+        let Some(feed) = self.feed.borrow().clone() else {
+            return Err(IngestError::Protocol("no log to go on with"));
+        };
         // The router's state belongs to the position that readers see: everything accepted is applied.
         feed.log.applied().await?;
         feed.log.flush().await?;
@@ -198,12 +206,30 @@ impl Ingest {
         if connected.found.slot.is_some() {
             connected.connection.drop_slot(slot, false).await?;
         }
-        tracing::info!(slot, "creating the replication slot; PostgreSQL waits for transactions that are open now");
+        tracing::info!(
+            slot,
+            "creating the replication slot; PostgreSQL waits for transactions that are open now"
+        );
         let created = match connected.connection.create_slot(slot, true, shutdown).await {
             Err(crate::wal::WalError::Aborted) => return Ok(None),
             created => created?,
         };
         tracing::info!(slot, at = %created.consistent_point, "the replication slot is there");
+        let begun = self.begin_behind_slot(connected, created.consistent_point, shutdown).await?;
+        if begun.is_none() {
+            self.drop_unused_slot().await;
+        }
+        Ok(begun)
+    }
+
+    /// From a new slot to an open log; `None` on shutdown, which leaves the slot behind.
+    async fn begin_behind_slot(
+        &self,
+        mut connected: Connected,
+        consistent_point: Lsn,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        let slot = &self.options.slot;
         let preparing = async {
             let client = connected.database.client().await?;
             opening::settle(client).await?;
@@ -211,16 +237,24 @@ impl Ingest {
         };
         let Some(state) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
         let mut opening_stream = OpeningStream {
-            stream: connected.connection.start_replication(slot, created.consistent_point, PUBLICATION).await?,
+            stream: connected.connection.start_replication(slot, consistent_point, PUBLICATION).await?,
             router: Router::new(state?),
         };
         let id = format!("{:032x}", rand::random::<u128>());
         let greatest = opening::fence(connected.database.client().await?, &id).await?;
-        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else { return Ok(None) };
+        let Some(met) = shutdown.run_until_cancelled(opening_stream.until_fence(&id)).await else {
+            return Ok(None);
+        };
         let (start, fence_time) = met?;
+        // What committed before the fence has to be visible to whoever reads the tables from now on.
+        let settled =
+            shutdown.run_until_cancelled(opening_stream.serve_while_settling(&mut connected.database)).await;
+        let Some(settled) = settled else { return Ok(None) };
+        settled?;
         let created_at = PgTimestamp::now().unix_micros();
         let identity = &connected.found.identity;
-        let epoch = Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
+        let epoch =
+            Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
         let router = opening_stream.router;
         let beginning = Beginning {
             epoch,
@@ -243,12 +277,36 @@ impl Ingest {
         Ok(Some((feed, router, opening_stream.stream, connected.database)))
     }
 
+    /// A slot without a log would keep WAL for nobody. The connection that used it is gone already.
+    async fn drop_unused_slot(&self) {
+        let slot = &self.options.slot;
+        let dropping = async {
+            let mut connection = ReplicationConnection::connect(&self.options.target).await?;
+            connection.drop_slot(slot, true).await
+        };
+        match tokio::time::timeout(CLOSE_GRACE, dropping).await {
+            Ok(Ok(())) => {
+                tracing::info!(slot, "the replication slot was dropped again: there is no log for it yet")
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(slot, %error, "the new replication slot stays behind without a log, and keeps WAL; drop it, or start again");
+            }
+            Err(_) => {
+                tracing::warn!(
+                    slot,
+                    "the new replication slot stays behind without a log, and keeps WAL; drop it, or start again"
+                );
+            }
+        }
+    }
+
     async fn stream(
         &mut self,
         feed: Arc<Feed>,
         router: Router,
         stream: ReplicationStream,
         mut database: Database,
+        publication: u32,
         shutdown: &CancellationToken,
     ) -> Result<(), IngestError> {
         let status_interval = status_interval(&mut database).await?;
@@ -278,6 +336,7 @@ impl Ingest {
             tables,
             nudge,
             self.options.part_size,
+            publication,
             status_interval,
         );
         let result = driver.run(shutdown).await;
@@ -294,6 +353,20 @@ struct OpeningStream {
 }
 
 impl OpeningStream {
+    /// Waits until everything that committed before now is visible. The server hears of us meanwhile;
+    /// what it sends waits on the way.
+    async fn serve_while_settling(&mut self, database: &mut Database) -> Result<(), IngestError> {
+        let interval = status_interval(database).await?;
+        let settling = opening::settle(database.client().await?);
+        tokio::pin!(settling);
+        loop {
+            tokio::select! {
+                settled = &mut settling => return settled,
+                () = tokio::time::sleep(interval) => self.stream.send_status(StandbyStatus::default()).await,
+            }
+        }
+    }
+
     /// Reads up to the fence; gives the end of its transaction and its commit time.
     async fn until_fence(&mut self, id: &str) -> Result<(Lsn, i64), IngestError> {
         let (mut xid, mut met, mut committed_at) = (0, false, 0);
@@ -355,7 +428,11 @@ async fn status_interval(database: &mut Database) -> Result<Duration, IngestErro
         .await?;
     let timeout = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
     let third = Duration::from_millis(timeout / 3);
-    Ok(if timeout == 0 { Duration::from_secs(10) } else { third.clamp(Duration::from_millis(100), Duration::from_secs(10)) })
+    Ok(if timeout == 0 {
+        Duration::from_secs(10)
+    } else {
+        third.clamp(Duration::from_millis(100), Duration::from_secs(10))
+    })
 }
 
 /// The causes beneath an error, for the log.

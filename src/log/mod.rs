@@ -6,8 +6,8 @@
 //!
 //! Invariants: durable ≤ watermark ≤ submitted. One [`Append`] is atomic: after a crash all of it is
 //! there or nothing. The log opens with a prefix of what was submitted; parts of a transaction whose
-//! end is missing are never shown. Appends arrive in order; one at or below the watermark is ignored,
-//! so sending a transaction again changes nothing.
+//! end is missing are never shown. Appends arrive in order; a transaction whose commit lies before the
+//! watermark is ignored, so sending it again changes nothing.
 //!
 //! The log knows positions, audiences and tables; it must not know sockets, tokens or grants.
 
@@ -38,11 +38,16 @@ pub struct Append {
     /// up to which there is nothing for anyone. `None`: nothing new becomes visible.
     pub watermark: Option<Lsn>,
     /// In force from here on, even if the watermark is not there yet. A mark replaces the one of the
-    /// same table and audience; one for the whole table replaces those of its audiences.
+    /// same table and audience, one for the whole table those of its audiences; but none that reaches
+    /// further than itself, so that an append sent again makes nothing readable that was not. Only a mark
+    /// without end (`Position::MAX`, a table that is blocked) gives way to any other.
     pub marks: Vec<Mark>,
     /// Named values of other stages (catalog, shapes, types), kept as they are; `None` removes.
-    pub state: Vec<(String, Option<Vec<u8>>)>,
+    pub state: Vec<StateChange>,
 }
+
+/// A named value of another stage, or its removal.
+pub type StateChange = (String, Option<Vec<u8>>);
 
 /// How far readers may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -46,7 +46,8 @@ pub enum TableError {
 
 /// All that a DDL statement on a table, on the types of its columns or on its publication changes.
 ///
-/// Not the relfilenode, which TRUNCATE and VACUUM FULL change.
+/// Not the relfilenode, which TRUNCATE and VACUUM FULL change, nor the oid of an index, which REINDEX
+/// CONCURRENTLY does.
 const FINGERPRINTS: &str = r#"
 WITH RECURSIVE wanted AS (SELECT unnest($1::oid[]) AS relid),
 reached(relid, typid) AS (
@@ -65,7 +66,7 @@ SELECT c.oid, md5(concat_ws('|',
     n.nspname, c.relname, c.relkind, c.relreplident,
     (SELECT string_agg(concat_ws(',', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod, a.attnotnull), ';' ORDER BY a.attnum)
        FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
-    (SELECT string_agg(concat_ws(',', i.indexrelid, i.indisprimary, i.indisreplident, i.indkey), ';' ORDER BY i.indexrelid)
+    (SELECT string_agg(concat_ws(',', i.indisprimary, i.indisreplident, i.indkey), ';' ORDER BY i.indisprimary, i.indisreplident)
        FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)),
     (SELECT string_agg(concat_ws(',', h.inhrelid, h.inhparent), ';' ORDER BY h.inhrelid, h.inhparent)
        FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid OR h.inhrelid = c.oid),

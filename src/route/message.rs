@@ -65,7 +65,8 @@ impl Secret {
     }
 
     fn code(&self, xid: u32, body: &[u8]) -> [u8; 32] {
-        let inner = Sha256::new().chain_update(&self.inner).chain_update(format!("{xid}:")).chain_update(body);
+        let inner =
+            Sha256::new().chain_update(&self.inner).chain_update(format!("{xid}:")).chain_update(body);
         Sha256::new().chain_update(&self.outer).chain_update(inner.finalize()).finalize().into()
     }
 }
@@ -148,9 +149,13 @@ mod tests {
     fn what_the_catalog_signs_is_read() {
         let fence = r#"{"fence": {"id": "f1"}}"#;
         assert_eq!(secret().open(7, &signed(7, fence)), Ok(LogicalMessage::Fence("f1".into())));
-        let broadcast = r#"{"broadcast":{"id":"i","topic":"user:42:news","event":"e","payload":{"a" : 1.0}}}"#;
+        let broadcast =
+            r#"{"broadcast":{"id":"i","topic":"user:42:news","event":"e","payload":{"a" : 1.0}}}"#;
         let Ok(LogicalMessage::Broadcast(read)) = secret().open(7, &signed(7, broadcast)) else { panic!() };
-        assert_eq!((read.audience.as_str(), &*read.name, &read.payload[..]), ("user:42", "news", &b"{\"a\" : 1.0}"[..]));
+        assert_eq!(
+            (read.audience.as_str(), &*read.name, &read.payload[..]),
+            ("user:42", "news", &b"{\"a\" : 1.0}"[..])
+        );
     }
 
     #[test]
@@ -159,11 +164,18 @@ mod tests {
         let good = signed(7, body);
         let mut changed = good.clone();
         *changed.last_mut().unwrap() = b' ';
-        for (xid, content) in [(8, good.clone()), (7, changed), (7, body.into()), (7, vec![]), (7, good[..70].to_vec())] {
+        for (xid, content) in
+            [(8, good.clone()), (7, changed), (7, body.into()), (7, vec![]), (7, good[..70].to_vec())]
+        {
             assert_eq!(secret().open(xid, &content), Err(Dropped::Forged));
         }
         assert_eq!(Secret::default().open(7, &good), Err(Dropped::Forged));
-        for body in ["{}", "[]", r#"{"tag":{}}"#, r#"{"broadcast":{"id":"i","topic":"user:*:x","event":"e","payload":1}}"#] {
+        for body in [
+            "{}",
+            "[]",
+            r#"{"tag":{}}"#,
+            r#"{"broadcast":{"id":"i","topic":"user:*:x","event":"e","payload":1}}"#,
+        ] {
             assert_eq!(secret().open(7, &signed(7, body)), Err(Dropped::Malformed), "{body}");
         }
     }

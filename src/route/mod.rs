@@ -236,7 +236,12 @@ impl Router {
 
     /// A change of the stream before the log's beginning, where only the catalog counts and nobody has
     /// copies that a mark could be for.
-    pub fn before_beginning(&mut self, relid: u32, tuple: &Tuple, deleted: bool) -> Result<(), CatalogRowError> {
+    pub fn before_beginning(
+        &mut self,
+        relid: u32,
+        tuple: &Tuple,
+        deleted: bool,
+    ) -> Result<(), CatalogRowError> {
         if let Some(row) = self.catalog_row(relid, tuple) {
             if deleted {
                 self.delete_row(&row, Position::ZERO);

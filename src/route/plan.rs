@@ -9,11 +9,11 @@ use std::sync::Arc;
 use super::catalog::Tracked;
 use super::template::Template;
 use crate::change::Shape;
-use crate::json::numbers::Quoting;
 use crate::json;
+use crate::json::numbers::Quoting;
 use crate::postgres::tables::TableInfo;
 use crate::postgres::types::Type;
-use crate::wal::pgoutput::{ReplicaIdentity, Relation};
+use crate::wal::pgoutput::{Relation, ReplicaIdentity};
 
 /// How to read the tuples of a relation.
 #[derive(Debug)]
@@ -67,7 +67,10 @@ impl Plan {
         let table = || format!("{}.{}", relation.namespace, relation.name);
         // Rows of another table must never be routed by this one's topics.
         if (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
-            return Err(PlanError::Name { found: table(), tracked: format!("{}.{}", tracked.schema, tracked.table) });
+            return Err(PlanError::Name {
+                found: table(),
+                tracked: format!("{}.{}", tracked.schema, tracked.table),
+            });
         }
         let find = |name: &str| {
             let found = relation.columns.iter().position(|c| *c.name == *name);
@@ -79,7 +82,8 @@ impl Plan {
             let ty = ty.ok_or_else(|| {
                 PlanError::Moved(format!("the type of {}.{} is no longer there", table(), column.name))
             })?;
-            let published = tracked.columns.as_ref().is_none_or(|list| list.iter().any(|c| **c == *column.name));
+            let published =
+                tracked.columns.as_ref().is_none_or(|list| list.iter().any(|c| **c == *column.name));
             let mut label = Vec::with_capacity(column.name.len() + 3);
             json::write_string(&column.name, &mut label);
             label.push(b':');
@@ -97,7 +101,10 @@ impl Plan {
         let full_identity = relation.identity == ReplicaIdentity::Full;
         for index in needed {
             if !full_identity && !relation.columns[index].key {
-                return Err(PlanError::Identity { table: table(), column: relation.columns[index].name.to_string() });
+                return Err(PlanError::Identity {
+                    table: table(),
+                    column: relation.columns[index].name.to_string(),
+                });
             }
         }
         let shape = shape_of(Shape {

@@ -65,7 +65,10 @@ pub enum Update {
     Nothing,
     Changed(RowChange),
     /// The key changed: two changes, at two indexes. Each is absent where it is for nobody.
-    Rekeyed { delete: Option<RowChange>, insert: Option<RowChange> },
+    Rekeyed {
+        delete: Option<RowChange>,
+        insert: Option<RowChange>,
+    },
     /// Values have to be found first. Call again with them, or without those to whom the row is new.
     Owed(Owed),
 }
@@ -101,7 +104,12 @@ impl Plan {
         Ok(Some(self.change(self.key(old.row())?, None, memberships(&audiences, &[]))))
     }
 
-    pub fn update<'a>(&self, old: Option<&OldRow<'a>>, new: &Row<'a>, debt: &Debt) -> Result<Update, RowError> {
+    pub fn update<'a>(
+        &self,
+        old: Option<&OldRow<'a>>,
+        new: &Row<'a>,
+        debt: &Debt,
+    ) -> Result<Update, RowError> {
         self.check(new)?;
         let mut new = new.clone();
         if let Some(old) = old {
@@ -170,7 +178,12 @@ impl Plan {
         Ok(after.into_iter().filter(|audience| rekeyed || !before.contains(audience)).collect())
     }
 
-    fn change(&self, key: Bytes, record: Option<Record>, memberships: SmallVec<[Membership; 1]>) -> RowChange {
+    fn change(
+        &self,
+        key: Bytes,
+        record: Option<Record>,
+        memberships: SmallVec<[Membership; 1]>,
+    ) -> RowChange {
         RowChange { shape: self.shape.clone(), key, record, memberships }
     }
 
@@ -183,7 +196,9 @@ impl Plan {
     }
 
     fn in_identity(&self, index: usize) -> bool {
-        self.full_identity || self.key.contains(&index) || self.templates.iter().any(|(_, c)| *c == Some(index))
+        self.full_identity
+            || self.key.contains(&index)
+            || self.templates.iter().any(|(_, c)| *c == Some(index))
     }
 
     /// Sorted, each once.
@@ -239,8 +254,13 @@ impl Plan {
     }
 
     /// The row's JSON, and the names of columns that it lacks.
-    fn record(&self, row: &Row<'_>, supplied: &[(usize, String)]) -> Result<(Bytes, Vec<std::sync::Arc<str>>), RowError> {
-        let size: usize = row.iter().map(|value| if let Value::Text(text) = value { text.len() } else { 4 }).sum();
+    fn record(
+        &self,
+        row: &Row<'_>,
+        supplied: &[(usize, String)],
+    ) -> Result<(Bytes, Vec<std::sync::Arc<str>>), RowError> {
+        let size: usize =
+            row.iter().map(|value| if let Value::Text(text) = value { text.len() } else { 4 }).sum();
         let mut out = Vec::with_capacity(size + row.len() * 16);
         let mut unchanged = Vec::new();
         out.push(b'{');
@@ -296,7 +316,11 @@ impl Plan {
 fn memberships(before: &[Audience], after: &[Audience]) -> SmallVec<[Membership; 1]> {
     let mut members: SmallVec<[Membership; 1]> = before
         .iter()
-        .map(|audience| Membership { audience: audience.clone(), before: true, after: after.contains(audience) })
+        .map(|audience| Membership {
+            audience: audience.clone(),
+            before: true,
+            after: after.contains(audience),
+        })
         .collect();
     let new = after.iter().filter(|audience| !before.contains(audience));
     members.extend(new.map(|audience| Membership { audience: audience.clone(), before: false, after: true }));

@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn a_column_value_becomes_one_segment() {
         let template = Template::parse("user:{user_id}:orders").unwrap();
-        assert_eq!((template.scope(), &**template.table(), template.column()), ("user", "orders", Some("user_id")));
+        assert_eq!(
+            (template.scope(), &**template.table(), template.column()),
+            ("user", "orders", Some("user_id"))
+        );
         assert_eq!(template.audience(Some("42")).unwrap().as_str(), "user:42");
         assert_eq!(template.audience(Some("a:*")).unwrap().as_str(), "user:a%3A%2A");
         for none in [None, Some(""), Some("x".repeat(300).as_str())] {
@@ -140,7 +143,10 @@ mod tests {
 
     #[test]
     fn bad_templates_are_refused() {
-        for bad in ["", "orders", "{a}:b:c", "a:b:{c}", "a:{b}", "a:{}:c", "a:x{b}:c", "a:*:c", "a:b:*", "a:b:c:d", "a::c"] {
+        for bad in [
+            "", "orders", "{a}:b:c", "a:b:{c}", "a:{b}", "a:{}:c", "a:x{b}:c", "a:*:c", "a:b:*", "a:b:c:d",
+            "a::c",
+        ] {
             assert!(Template::parse(bad).is_err(), "{bad}");
         }
     }

@@ -92,7 +92,10 @@ fn tracked() -> Router {
     assert_eq!(told(&effect.marks), [("orders".to_owned(), at(10), Reason::NewlyTracked)]);
     assert_eq!(effect.ask, Some(ORDERS));
     let mark = router.learn(ORDERS, fetch("a", 20), at(10)).unwrap();
-    assert_eq!((mark.upto, mark.reason, mark.scopes), (boundary(20), Reason::NewlyTracked, vec!["user".to_owned()]));
+    assert_eq!(
+        (mark.upto, mark.reason, mark.scopes),
+        (boundary(20), Reason::NewlyTracked, vec!["user".to_owned()])
+    );
     router.relation(orders());
     router
 }
@@ -134,7 +137,10 @@ fn what_is_not_tracked_is_for_nobody() {
     let mut router = tracked();
     plan(&mut router, 30);
     let effect = untrack(&mut router, 40);
-    assert_eq!((told(&effect.marks), effect.ask), (vec![("orders".to_owned(), at(40), Reason::Untracked)], None));
+    assert_eq!(
+        (told(&effect.marks), effect.ask),
+        (vec![("orders".to_owned(), at(40), Reason::Untracked)], None)
+    );
     assert!(skips(&mut router, 41));
     assert!(router.learn(ORDERS, fetch("a", 50), at(41)).is_none(), "an answer that comes late");
 }

@@ -53,7 +53,10 @@ impl SyncAnswer {
     pub fn to_json(&self) -> Bytes {
         let mut out = Vec::with_capacity(512 + size(&self.changes));
         let Tail { cursor, sync_timestamp, .. } = self.tail;
-        write(&mut out, format_args!("{{\"sync_timestamp\":\"{}\",\"cursor\":\"{cursor}\"", timestamp(sync_timestamp)));
+        write(
+            &mut out,
+            format_args!("{{\"sync_timestamp\":\"{}\",\"cursor\":\"{cursor}\"", timestamp(sync_timestamp)),
+        );
         self.head.write_members(&mut out);
         out.extend_from_slice(b",\"changes\":{");
         for (place, (table, entries)) in self.changes.iter().enumerate() {

@@ -26,7 +26,9 @@ pub enum SyncError {
     Cursor,
     #[error("the topic `{0}` is not granted to this token; ask for topics within its grants")]
     NotGranted(Pattern),
-    #[error("these tables cannot be synced from the given position; fetch them anew and go on with a new cursor")]
+    #[error(
+        "these tables cannot be synced from the given position; fetch them anew and go on with a new cursor"
+    )]
     FullRequired(BTreeMap<Arc<str>, Reason>),
     #[error("the relay has not yet read again all that this cursor vouches for; retry shortly")]
     NotCaughtUp,

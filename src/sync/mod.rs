@@ -19,6 +19,7 @@ mod reading;
 mod request;
 mod stream;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::sync::Arc;
@@ -98,7 +99,8 @@ pub async fn catch_up(feed: &Feed, request: &SyncRequest, server_end: Lsn) -> Re
     if cursor <= watermark.borrow().position() {
         return Ok(());
     }
-    if cursor.commit > server_end {
+    // Zero: the database was not reached yet, and nobody knows where it ends.
+    if server_end != Lsn::ZERO && cursor.commit > server_end {
         return Err(SyncError::Cursor);
     }
     tokio::select! {

@@ -9,9 +9,11 @@
 //! * INSERT: the page holds an INSERT of the row after its last DELETE or TRUNCATE. The record is
 //!   whole and replaces whatever the device holds. DELETE then INSERT of a key is therefore an INSERT,
 //!   never an UPDATE.
-//! * UPDATE: the device has the row from before the page; columns in `unchanged` keep their values.
+//! * UPDATE: the device has the row from before the page. Columns in `unchanged` keep their values.
 //!
-//! All are upserts and tombstones, safe to apply twice. Broadcasts have no place in a page.
+//! All are upserts and tombstones, safe to apply twice. Where a page repeats what the device has (by
+//! timestamp), an UPDATE with `unchanged` may name a row that the device has lost since: the device
+//! passes it over, for the row's end is repeated later too. Broadcasts have no place in a page.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -182,7 +184,8 @@ impl Table {
 impl Entry {
     /// Takes values that this change did not send from an earlier one of the same row.
     fn fill_from(&mut self, older: &Entry) -> Result<(), RecordError> {
-        let (Some(newer), Some(record), false) = (&self.record, &older.record, self.unchanged.is_empty()) else {
+        let (Some(newer), Some(record), false) = (&self.record, &older.record, self.unchanged.is_empty())
+        else {
             return Ok(());
         };
         let columns: Vec<&str> = self.shape.columns.iter().map(|(name, _)| name.as_str()).collect();

@@ -44,7 +44,13 @@ pub fn check_grants(topics: &[Pattern], grants: &Grants) -> Result<(), SyncError
 }
 
 /// `now` is where reading begins when nothing could be brought up to date but nothing is there either.
-pub fn plan(request: &SyncRequest, basis: Basis, directory: &Directory, marks: &[Mark], now: Position) -> Plan {
+pub fn plan(
+    request: &SyncRequest,
+    basis: Basis,
+    directory: &Directory,
+    marks: &[Mark],
+    now: Position,
+) -> Plan {
     let filter = request.tables.as_deref();
     let mut incremental = BTreeMap::new();
     for table in request.topics.iter().flat_map(|topic| directory.matching(topic)) {

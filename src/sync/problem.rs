@@ -39,7 +39,10 @@ impl Problem {
 
     /// The status' own phrase: what `about:blank` asks for.
     pub fn title(&self) -> &'static str {
-        axum::http::StatusCode::from_u16(self.status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error")
+        axum::http::StatusCode::from_u16(self.status)
+            .ok()
+            .and_then(|s| s.canonical_reason())
+            .unwrap_or("Error")
     }
 }
 

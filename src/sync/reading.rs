@@ -15,6 +15,7 @@ use crate::auth::Identity;
 use crate::change::Reason;
 use crate::feed::Feed;
 use crate::log::{LogError, Page, ReadError, ReadRequest, TimeLookup, Watermark};
+use crate::lsn::Lsn;
 use crate::position::Position;
 
 /// A page stops after about so many bytes, at a commit.
@@ -80,7 +81,13 @@ impl Reading {
             (true, None) => return Err(LogError::Corrupt("a page without changes that goes on").into()),
         };
         let changes = compact(stretch.transactions, &self.plan.interests)?;
-        Ok(Part { changes, end: stretch.end, sync_timestamp, more: stretch.more, consistent: stretch.consistent })
+        Ok(Part {
+            changes,
+            end: stretch.end,
+            sync_timestamp,
+            more: stretch.more,
+            consistent: stretch.consistent,
+        })
     }
 
     fn read(&self, feed: &Feed, after: Position, limit: usize) -> Result<Page, ReadError> {
@@ -158,7 +165,7 @@ fn nothing_up_to(through: Position) -> Page {
 }
 
 /// The commit of a page's only transaction, if it was its bytes that cut it.
-fn first_if_cut_by_bytes(page: &Page, limit: usize) -> Option<crate::lsn::Lsn> {
+fn first_if_cut_by_bytes(page: &Page, limit: usize) -> Option<Lsn> {
     let first = page.transactions.first()?;
     let deliveries: usize = page.transactions.iter().map(|t| t.deliveries.len()).sum();
     let alone = page.transactions.iter().all(|t| t.commit == first.commit);

@@ -154,7 +154,9 @@ impl Raw {
             numbers_as_strings: match self.numbers.as_deref() {
                 None => false,
                 Some("string") => true,
-                Some(_) => return mistake("numbers", "can only be \"string\"; leave it out for JSON numbers"),
+                Some(_) => {
+                    return mistake("numbers", "can only be \"string\"; leave it out for JSON numbers");
+                }
             },
         })
     }
@@ -267,9 +269,9 @@ impl Fields {
 
     fn texts(&self, field: &'static str) -> Result<Option<Vec<String>>, SyncError> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        let texts = value
-            .as_array()
-            .and_then(|values| values.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+        let texts = value.as_array().and_then(|values| {
+            values.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        });
         match texts {
             Some(texts) => Ok(Some(texts)),
             None => mistake(field, "must be an array of strings"),
@@ -354,7 +356,8 @@ mod tests {
         .unwrap();
         assert_eq!(same, body);
         for milliseconds in [r#""1769860800000""#, "1769860800000"] {
-            let body = format!(r#"{{"device_id":"d","topics":["a:b"],"last_sync_timestamp":{milliseconds}}}"#);
+            let body =
+                format!(r#"{{"device_id":"d","topics":["a:b"],"last_sync_timestamp":{milliseconds}}}"#);
             assert_eq!(json(&body).unwrap().last_sync_timestamp, Some(1_769_860_800_000_000));
         }
     }
@@ -391,8 +394,14 @@ mod tests {
             let (code, detail) = said(json(&body));
             assert!(code == "invalid_request" && detail.contains(field), "{field} {detail}");
         }
-        assert_eq!(said(query(&[("device_id", "d"), ("topics", "a:b"), ("cursor", "x")])).0, "invalid_cursor");
-        assert_eq!(said(query(&[("device_id", "d"), ("topics", "a:b"), ("limit", "x")])).0, "invalid_request");
+        assert_eq!(
+            said(query(&[("device_id", "d"), ("topics", "a:b"), ("cursor", "x")])).0,
+            "invalid_cursor"
+        );
+        assert_eq!(
+            said(query(&[("device_id", "d"), ("topics", "a:b"), ("limit", "x")])).0,
+            "invalid_request"
+        );
     }
 
     proptest! {

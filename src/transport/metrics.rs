@@ -81,6 +81,13 @@ fn describe() {
     );
     describe_counter!("rowcast_transactions_total", "transactions received");
     describe_counter!("rowcast_changes_total", "changes received that are for anyone");
+    describe_counter!("rowcast_deliveries_total", "changes and broadcasts put into frames for sessions");
+    describe_counter!("rowcast_sessions_behind_total", "times that a session fell back to reading the log");
+    describe_counter!("rowcast_sessions_closed_total", "sessions ended, by close code");
+    describe_counter!(
+        "rowcast_sync_required_total",
+        "topics that sessions were told to sync in full, by reason"
+    );
     describe_counter!(
         "rowcast_messages_dropped_total",
         "logical messages dropped: not ours, or not well-formed"

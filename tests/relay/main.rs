@@ -1,5 +1,18 @@
 //! The integration tests: the real binary against a real PostgreSQL, one private cluster for each test.
 #![allow(clippy::unwrap_used)]
 
+mod big;
+mod catalog;
+mod crash;
+mod ddl;
+mod delivery;
 mod harness;
+mod privacy;
+mod records;
+mod seam;
+mod serve;
+mod slot;
+mod slow;
 mod support;
+mod tracking;
+mod values;

@@ -1,9 +1,8 @@
-//! Keys and values of the log on disk.
+//! Values of the log on disk.
 //!
-//! Positions are big-endian in keys, so that the storage's order is the log's order. An audience's text
-//! holds no control characters, so the zero byte behind it keeps one audience's entries together and
-//! apart from those of every other. Values are read by checked reads only: bytes that no writer of this
-//! format made are an error, never a panic and never a wrong row.
+//! An entry stands for itself: a reader needs nothing else but the shape that it names, and, for a
+//! transaction in parts, the transaction's record. Values are read by checked reads only: bytes that no
+//! writer of this format made are an error, never a panic.
 //!
 //! Must not know: the storage engine, which entries a reader wants.
 
@@ -13,18 +12,9 @@ use bytes::Bytes;
 
 use crate::change::{Broadcast, Membership, RowChange, Tag, Transaction};
 use crate::log::LogError;
-use crate::lsn::Lsn;
-use crate::position::Position;
-use crate::topic::Audience;
 
 /// Raised by every change to what this file writes.
 pub(super) const FORMAT: u32 = 1;
-
-/// Length of a position at the end of a key.
-const POSITION_BYTES: usize = 12;
-
-/// Commits whose greatest commit times fall into one slot share an entry of the time index.
-const TIME_SLOT_MICROS: i64 = 100_000;
 
 const KIND_ROW: u8 = 0;
 const KIND_TRUNCATE: u8 = 1;
@@ -91,66 +81,6 @@ pub(super) struct TransactionRecord {
     pub(super) attempt: Option<u32>,
     pub(super) tag: Option<Tag>,
 }
-
-// Keys.
-
-pub(super) fn audience_prefix(audience: &Audience) -> Vec<u8> {
-    let text = audience.as_str().as_bytes();
-    let mut key = Vec::with_capacity(text.len() + 2 + POSITION_BYTES);
-    key.push(b'a');
-    key.extend_from_slice(text);
-    key.push(0);
-    key
-}
-
-/// Truncates stand in an order of their own, whatever their audiences.
-pub(super) fn control_prefix() -> Vec<u8> {
-    vec![b'c']
-}
-
-/// The key of a position under an audience's or the control prefix.
-pub(super) fn entry_key(prefix: &[u8], position: Position) -> Vec<u8> {
-    let mut key = Vec::with_capacity(prefix.len() + POSITION_BYTES);
-    key.extend_from_slice(prefix);
-    key.extend_from_slice(&position.commit.get().to_be_bytes());
-    key.extend_from_slice(&position.index.to_be_bytes());
-    key
-}
-
-pub(super) fn entry_position(key: &[u8]) -> Result<Position, LogError> {
-    let tail = key.last_chunk::<POSITION_BYTES>().ok_or(LogError::Corrupt("an entry's key"))?;
-    let mut reader = Reader { rest: tail, what: "an entry's key" };
-    Ok(Position::new(Lsn::new(u64::from_be_bytes(reader.array()?)), u32::from_be_bytes(reader.array()?)))
-}
-
-pub(super) fn transaction_key(commit: Lsn) -> [u8; 9] {
-    numbered(b't', commit.get())
-}
-
-/// The slot of the time index into which a greatest commit time falls; ordered as times are.
-pub(super) fn time_slot(greatest_committed_at: i64) -> u64 {
-    greatest_committed_at.div_euclid(TIME_SLOT_MICROS).cast_unsigned() ^ (1 << 63)
-}
-
-pub(super) fn time_key(slot: u64) -> [u8; 9] {
-    numbered(b'g', slot)
-}
-
-pub(super) fn slot_of_time_key(key: &[u8]) -> Result<u64, LogError> {
-    match key {
-        [b'g', slot @ ..] => slot.try_into().map(u64::from_be_bytes),
-        _ => return Err(LogError::Corrupt("a key of the time index")),
-    }
-    .map_err(|_| LogError::Corrupt("a key of the time index"))
-}
-
-fn numbered(prefix: u8, number: u64) -> [u8; 9] {
-    let mut key = [prefix; 9];
-    key[1..].copy_from_slice(&number.to_be_bytes());
-    key
-}
-
-// Values.
 
 pub(super) fn encode_row(transaction: &Transaction, row: &RowChange, membership: &Membership) -> Vec<u8> {
     // Who had the row before needs only what changed; who is new to it needs all of it.

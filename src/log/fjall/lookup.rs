@@ -1,6 +1,7 @@
 //! Single questions to the log: where a point in time begins, and what a column last was.
 
 use super::codec::{self, EntryBody, RowEntry, Sending};
+use super::keys;
 use super::reader::{View, range};
 use super::shared::Shared;
 use crate::json::object_fields;
@@ -19,8 +20,8 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
     if time <= beginning {
         return Ok(TimeLookup::TooOld);
     }
-    let from = codec::time_key(codec::time_slot(time));
-    let to = codec::time_key(u64::MAX);
+    let from = keys::time_key(keys::time_slot(time));
+    let to = keys::time_key(u64::MAX);
     for span in &view.spans.0 {
         if let Some(guard) = span.keyspace.range(from..=to).next() {
             let value = guard.value().map_err(view.storage.failure())?;
@@ -35,7 +36,7 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
 /// Goes back through the audience's entries to the last one of the row that says what the column is.
 pub(super) fn column_value(shared: &Shared, query: &ColumnQuery<'_>) -> Result<Option<String>, LogError> {
     let view = View::of(shared);
-    let prefix = codec::audience_prefix(query.audience);
+    let prefix = keys::audience_prefix(query.audience);
     let mark = view.marks.furthest(query.audience, query.table).map_or(Position::ZERO, |mark| mark.upto);
     let after = mark.max(view.spans.oldest());
     // `before` itself is no entry to look at.
@@ -52,7 +53,7 @@ pub(super) fn column_value(shared: &Shared, query: &ColumnQuery<'_>) -> Result<O
             let entry = codec::decode_entry(&value)?;
             let EntryBody::Row(row) = entry.body else { continue };
             let ours = *row.key == *query.key && *view.shape(row.shape)?.name == *query.table;
-            if !ours || !counts(&view, query, codec::entry_position(&key)?, &entry.stamp.sending)? {
+            if !ours || !counts(&view, query, keys::entry_position(&key)?, &entry.stamp.sending)? {
                 continue;
             }
             match look(&row, query.column)? {

@@ -1,8 +1,8 @@
 //! The marks in force, found by table and audience.
 //!
 //! A mark never gives way to one that does not reach as far: what was declared unreadable stays so,
-//! also when Postgres sends again what had set an older mark. Only a mark without end is taken back, by
-//! the next one: that is how a table that was blocked becomes readable again.
+//! also when Postgres sends again what had set an older mark. Only a mark without end, which says that
+//! nothing can be read until further notice, ends with the next one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -68,8 +68,8 @@ impl MarkSet {
         let mut changes = Vec::new();
         for mark in marks {
             let same = |old: &Mark| old.table == mark.table && old.audience == mark.audience;
-            let outlasts = |old: &Mark| old.upto > mark.upto && old.upto != Position::MAX;
-            if list.iter().any(|old| same(old) && (outlasts(old) || old == mark)) {
+            let reaches_further = |old: &Mark| old.upto > mark.upto && old.upto != Position::MAX;
+            if list.iter().any(|old| same(old) && (reaches_further(old) || old == mark)) {
                 continue;
             }
             list.retain(|old| {
@@ -94,6 +94,7 @@ impl MarkSet {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::change::Reason;
@@ -130,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_without_end_is_taken_back() {
-        let mut blocked = mark("t", None, 0);
-        blocked.upto = Position::MAX;
-        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), blocked.clone()]).unwrap();
-        assert_eq!(*set.list(), [blocked]);
-        let (set, _) = set.with(&[mark("t", None, 20)]).unwrap();
-        assert_eq!(*set.list(), [mark("t", None, 20)]);
-        assert!(set.with(&[mark("t", None, 10)]).is_none());
+    fn a_mark_without_end_ends_with_the_next_one() {
+        let blocked = Mark { upto: Position::MAX, ..mark("t", None, 0) };
+        let (set, _) = MarkSet::default().with(&[mark("t", None, 10), blocked]).unwrap();
+        let (set, changes) = set.with(&[mark("t", None, 20)]).unwrap();
+        assert_eq!((set.list().len(), changes.len()), (1, 1));
+        let audience = Audience::parse("user:1").unwrap();
+        assert!(set.hide(&audience, "t", Position::boundary(Lsn::new(20))));
+        assert!(!set.hide(&audience, "t", Position::boundary(Lsn::new(21))));
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(super) fn merge(shape: Arc<Shape>, entries: Vec<(Audience, RowEntry)>) -> Op
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use bytes::Bytes;
 

@@ -1,7 +1,7 @@
 //! The embedded log, on fjall: one directory, no server to run.
 //!
 //! A span of time is a keyspace (`spans`). In it a delivery stands once for each of its audiences, under
-//! (audience, position), so that a reader touches only its own (`codec`, `reader`, `merge`). One thread
+//! (audience, position), so that a reader touches only its own (`keys`, `codec`, `reader`, `merge`). One thread
 //! writes (`writer`), another flushes (`flusher`).
 //!
 //! Why a crash leaves a prefix of what was submitted: each wake-up of the writer is one fjall batch over
@@ -13,10 +13,15 @@
 //! hold what is in it. Parts without their end lie above the watermark, and when their transaction is
 //! sent again they carry another attempt than the transaction's record.
 //!
+//! A crash of the machine may leave a hole in what was not flushed yet. fjall takes zeros for the end,
+//! but refuses to open a journal whose last batch has both its ends and a wrong checksum; the log then
+//! does not open, and moving its directory away begins a new epoch.
+//!
 //! Must not know: what a change means to anyone.
 
 mod codec;
 mod flusher;
+mod keys;
 mod lookup;
 mod marks;
 mod merge;

@@ -10,6 +10,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::codec::{self, Entry, EntryBody, RowEntry, Sending, Stamp, TransactionRecord};
+use super::keys;
 use super::marks::MarkSet;
 use super::merge::merge;
 use super::shared::{Shapes, Shared};
@@ -60,7 +61,7 @@ impl<'a> View<'a> {
 
     pub(super) fn transaction(&self, commit: Lsn) -> Result<Option<TransactionRecord>, LogError> {
         let Some(span) = self.spans.holding(Position::new(commit, u32::MAX)) else { return Ok(None) };
-        let value = span.keyspace.get(codec::transaction_key(commit)).map_err(self.storage.failure())?;
+        let value = span.keyspace.get(keys::transaction_key(commit)).map_err(self.storage.failure())?;
         value.map(|value| TransactionRecord::decode(&value)).transpose()
     }
 }
@@ -90,7 +91,7 @@ impl Stream<'_> {
         loop {
             if let Some(guard) = self.entries.as_mut().and_then(Iterator::next) {
                 let (key, value) = guard.into_inner().map_err(self.view.storage.failure())?;
-                return Ok(Some((codec::entry_position(&key)?, value)));
+                return Ok(Some((keys::entry_position(&key)?, value)));
             }
             if self.after >= self.upto {
                 return Ok(None);
@@ -105,6 +106,8 @@ impl Stream<'_> {
     }
 }
 
+pub(super) type KeyRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 /// The keys of one span in `(after, upto]` before the next span's first position; `None` if there can
 /// be none.
 pub(super) fn range(
@@ -112,8 +115,8 @@ pub(super) fn range(
     after: Position,
     upto: Position,
     end: Option<Position>,
-) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
-    let key = |position| codec::entry_key(prefix, position);
+) -> Option<KeyRange> {
+    let key = |position| keys::entry_key(prefix.to_vec(), position);
     let last = match end {
         Some(end) if end <= after => return None,
         Some(end) if end <= upto => Bound::Excluded(key(end)),
@@ -146,12 +149,10 @@ impl<'a> Merged<'a> {
             let after = begin.unwrap_or(upto).max(request.after);
             Stream { view, prefix, after, upto, next_span: 0, entries: None }
         };
-        let mut streams: Vec<_> = readers
-            .iter()
-            .map(|(audience, of)| stream(codec::audience_prefix(audience), begin(of)))
-            .collect();
+        let mut streams: Vec<_> =
+            readers.iter().map(|(audience, of)| stream(keys::audience_prefix(audience), begin(of))).collect();
         let first = readers.iter().filter_map(|(_, of)| begin(of)).min();
-        streams.push(stream(codec::control_prefix(), first));
+        streams.push(stream(keys::control_prefix(), first));
         let heads = streams.iter().map(|_| None).collect();
         let mut merged = Merged { view, readers, streams, heads, heap: BinaryHeap::new(), looked_up: None };
         for index in 0..merged.streams.len() {

@@ -19,6 +19,10 @@ use crate::position::Position;
 /// Into how many spans age and size are divided: what is kept beyond the limit is at most one of them.
 const SPANS: u32 = 8;
 
+/// A span takes no more than this, before compression. Its tables are merged with all that came before
+/// in it, so the work grows with the square of its size: once or twice is enough for readers.
+const SPAN_BYTES: u64 = 32 * SPAN_MEMTABLE_BYTES;
+
 /// What is known of a span without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SpanInfo {
@@ -49,7 +53,8 @@ impl Limits {
     /// Whether what comes next belongs into a new span.
     pub(super) fn wants_new(&self, current: &SpanInfo, size: u64, now: i64) -> bool {
         let age = age_of(current.created_at, now);
-        current.bytes > 0 && (age >= self.max_age / SPANS || size >= self.max_size / u64::from(SPANS))
+        let full = size >= self.max_size / u64::from(SPANS) || current.bytes >= SPAN_BYTES;
+        current.bytes > 0 && (full || age >= self.max_age / SPANS)
     }
 
     /// How many of the oldest spans to drop. `spans` from the oldest, each with its size in bytes. The
@@ -142,6 +147,7 @@ mod tests {
         assert!(LIMITS.wants_new(&current, 100, 0));
         assert!(LIMITS.wants_new(&current, 1, 10 * SECOND));
         assert!(!LIMITS.wants_new(&current, 1, -10 * SECOND), "the clock went back");
+        assert!(LIMITS.wants_new(&SpanInfo { bytes: SPAN_BYTES, ..current.clone() }, 1, 0));
         assert!(!LIMITS.wants_new(&SpanInfo { bytes: 0, ..current }, 1, 1000 * SECOND), "still empty");
     }
 

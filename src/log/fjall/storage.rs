@@ -22,9 +22,9 @@ use crate::log::{Beginning, LogError, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
 
-/// A full one is written out as one table while up to three more fill up: about 80 MiB of memory when
-/// the disk is slow. Smaller ones would cost more compaction and more fsyncs.
-pub(super) const SPAN_MEMTABLE_BYTES: u64 = 16 << 20;
+/// A full one is written out as one table; fjall holds writing back when four wait for it, so that a slow
+/// disk costs about 40 MiB of memory. Smaller ones would cost more merging and more fsyncs.
+pub(super) const SPAN_MEMTABLE_BYTES: u64 = 8 << 20;
 
 const META_MEMTABLE_BYTES: u64 = 2 << 20;
 
@@ -40,11 +40,12 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: u32 = 16 << 10;
 
 /// Tables in the top level before they are merged. Spans are dropped whole, so merging serves only
-/// readers, and each table more costs them one block.
-const TOP_LEVEL_TABLES: u8 = 8;
+/// readers, and each table more costs them one block. fjall stops all writing at 30.
+const TOP_LEVEL_TABLES: u8 = 12;
 
-/// One writes tables, one merges them.
-const STORAGE_THREADS: usize = 2;
+/// One writes tables, one merges them. The third takes what is then still asked to be merged: fjall's
+/// first thread hands that on, and with nobody else to take it spins until the merge is over.
+const STORAGE_THREADS: usize = 3;
 
 const META: &str = "meta";
 const KEY_FORMAT: &str = "format";
@@ -186,6 +187,13 @@ impl Storage {
         self.all("span/", "a span")
     }
 
+    /// The engine does not flush the directory in which a keyspace is an entry.
+    pub(super) fn new_span_keyspace(&self, info: &SpanInfo) -> Result<Keyspace, LogError> {
+        let keyspace = self.span_keyspace(info)?;
+        sync_entry(&keyspace).map_err(self.failure())?;
+        Ok(keyspace)
+    }
+
     pub(super) fn span_keyspace(&self, info: &SpanInfo) -> Result<Keyspace, LogError> {
         self.db.keyspace(&info.keyspace_name(), span_options).map_err(self.failure())
     }
@@ -252,7 +260,7 @@ fn fill(
         created_at: now,
         bytes: 0,
     };
-    db.keyspace(&span.keyspace_name(), span_options)?;
+    sync_entry(&db.keyspace(&span.keyspace_name(), span_options)?)?;
     let greatest_committed_at = beginning.greatest_committed_at;
     let watermark = Watermark { lsn: beginning.start, greatest_committed_at };
     let mut batch = db.batch();
@@ -266,6 +274,10 @@ fn fill(
     batch.commit()?;
     db.persist(PersistMode::SyncAll)?;
     Ok(())
+}
+
+fn sync_entry(keyspace: &Keyspace) -> io::Result<()> {
+    keyspace.path().parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 fn meta_options() -> KeyspaceCreateOptions {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
 
 use super::codec::{self, TransactionRecord};
+use super::keys;
 use super::marks::MarkChange;
 use super::shared::{Queued, Shared, lock, wait_until};
 use super::spans::{Limits, Span, SpanInfo, Spans};
@@ -43,7 +44,7 @@ impl Writer {
         let newest = newest(&shared.spans())?;
         let last = newest.keyspace.prefix([b'g']).next_back();
         let key = last.map(|guard| guard.key().map_err(shared.storage.failure())).transpose()?;
-        let time_slot = key.map(|key| codec::slot_of_time_key(&key)).transpose()?;
+        let time_slot = key.map(|key| keys::slot_of_time_key(&key)).transpose()?;
         Ok(Writer { shared, applied, open: None, time_slot, last_upkeep: Instant::now() })
     }
 
@@ -156,32 +157,32 @@ impl Writer {
         let commit = transaction.commit;
         let greatest = transaction.greatest_committed_at;
         self.open = Some((commit, greatest));
-        let slot = codec::time_slot(greatest);
+        let slot = keys::time_slot(greatest);
         if self.time_slot.is_none_or(|newest| slot > newest) {
             self.time_slot = Some(slot);
-            staged.put(&codec::time_key(slot), &commit.get().to_be_bytes());
+            staged.put(&keys::time_key(slot), &commit.get().to_be_bytes());
         }
-        staged.put(&codec::transaction_key(commit), &TransactionRecord::of(transaction).encode());
+        staged.put(&keys::transaction_key(commit), &TransactionRecord::of(transaction).encode());
         for delivery in &transaction.deliveries {
             let position = transaction.position(delivery);
             match &delivery.body {
                 Body::Row(row) => {
                     self.stage_shape(staged, &row.shape)?;
                     for membership in &row.memberships {
-                        let prefix = codec::audience_prefix(&membership.audience);
+                        let prefix = keys::audience_prefix(&membership.audience);
                         let value = codec::encode_row(transaction, row, membership);
-                        staged.put(&codec::entry_key(&prefix, position), &value);
+                        staged.put(&keys::entry_key(prefix, position), &value);
                     }
                 }
                 Body::Truncate(shape) => {
                     self.stage_shape(staged, shape)?;
                     let value = codec::encode_truncate(transaction, shape.id);
-                    staged.put(&codec::entry_key(&codec::control_prefix(), position), &value);
+                    staged.put(&keys::entry_key(keys::control_prefix(), position), &value);
                 }
                 Body::Broadcast(broadcast) => {
-                    let prefix = codec::audience_prefix(&broadcast.audience);
+                    let prefix = keys::audience_prefix(&broadcast.audience);
                     let value = codec::encode_broadcast(transaction, broadcast);
-                    staged.put(&codec::entry_key(&prefix, position), &value);
+                    staged.put(&keys::entry_key(prefix, position), &value);
                 }
             }
         }
@@ -241,7 +242,7 @@ impl Writer {
             created_at: now,
             bytes: 0,
         };
-        let keyspace = shared.storage.span_keyspace(&info)?;
+        let keyspace = shared.storage.new_span_keyspace(&info)?;
         let mut batch = shared.storage.db.batch();
         batch.insert(&shared.storage.meta, span_key(last.seq), json(&last)?);
         batch.insert(&shared.storage.meta, span_key(info.seq), json(&info)?);
@@ -249,6 +250,11 @@ impl Writer {
         shared.storage.put_applied(&mut batch, applied);
         batch.commit().map_err(shared.storage.failure())?;
         let mut spans = Spans::clone(&shared.spans());
+        // What is over goes to its tables. A span that is small would stay in memory, and fjall looks at
+        // its journal only when something is written to tables: it would grow without end.
+        if let Some(over) = spans.0.last() {
+            over.keyspace.rotate_memtable().map_err(shared.storage.failure())?;
+        }
         spans.0.push(Span::new(info, keyspace));
         shared.set_spans(spans);
         (self.applied, self.time_slot) = (applied, None);

@@ -94,7 +94,9 @@ fn apply(copy: &mut Copy, change: &RowChange, readers: &BTreeSet<String>) {
     let mut new: Map<String, Json> = serde_json::from_slice(json).unwrap();
     let old = copy.remove(&key);
     match seen.operation {
-        Operation::Insert => assert!(old.is_none() && seen.unchanged.is_empty(), "an INSERT is new and whole"),
+        Operation::Insert => {
+            assert!(old.is_none() && seen.unchanged.is_empty(), "an INSERT is new and whole")
+        }
         _ => assert!(old.is_some(), "an UPDATE is of a row that the reader has"),
     }
     for name in seen.unchanged {
@@ -121,7 +123,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let cell = || prop::option::weighted(0.4, prop::option::weighted(0.85, 0u8..4));
     let set = [cell(), cell(), cell(), cell(), cell(), cell()];
     let step = (0..4i32, prop::bool::weighted(0.15), set, any::<bool>(), any::<bool>());
-    let step = step.prop_map(|(id, delete, set, toasted, payable)| Step { id, delete, set, toasted, payable });
+    let step =
+        step.prop_map(|(id, delete, set, toasted, payable)| Step { id, delete, set, toasted, payable });
     prop::collection::vec(step, 1..60)
 }
 
@@ -147,7 +150,8 @@ impl Model {
         let names = ["user:v0\"é", "user:v1\"é", "user:v2\"é", "team:v0\"é", "team:v1\"é"];
         let singles = names.iter().map(|name| BTreeSet::from([(*name).to_owned()]));
         let pairs = [[0, 1], [0, 3], [2, 4]].map(|pair| pair.map(|i| names[i].to_owned()).into());
-        let copies = singles.chain(pairs).chain([names.map(str::to_owned).into()]).map(|who| (who, Copy::new()));
+        let copies =
+            singles.chain(pairs).chain([names.map(str::to_owned).into()]).map(|who| (who, Copy::new()));
         Model { plan: plan(full), full, table: BTreeMap::new(), copies: copies.collect() }
     }
 
@@ -208,7 +212,10 @@ impl Model {
                 Update::Changed(change) => break vec![change],
                 Update::Rekeyed { delete, insert } => break delete.into_iter().chain(insert).collect(),
                 Update::Owed(owed) => {
-                    assert!(matches!(debt, Debt::Open) && !self.full, "asked once, and never with the whole old row");
+                    assert!(
+                        matches!(debt, Debt::Open) && !self.full,
+                        "asked once, and never with the whole old row"
+                    );
                     assert_eq!(owed.columns, [(4, "big".to_owned())]);
                     if step.payable {
                         debt = Debt::Supplied(vec![(4, serde_json::to_string(&new[4]).unwrap())]);
@@ -289,6 +296,7 @@ fn key_and_topic_values_that_were_not_sent_come_from_the_old_key() {
     before.iter_mut().skip(3).for_each(|value| *value = Value::Null);
     let update = plan.update(Some(&OldRow::Key(before)), &row, &Debt::Open).unwrap();
     let Update::Changed(change) = update else { panic!("{update:?}") };
-    let members: Vec<_> = change.memberships.iter().map(|m| (m.audience.as_str(), m.before, m.after)).collect();
+    let members: Vec<_> =
+        change.memberships.iter().map(|m| (m.audience.as_str(), m.before, m.after)).collect();
     assert_eq!(members, [("team:b", true, false), ("team:c", false, true), ("user:a", true, true)]);
 }

@@ -24,11 +24,25 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The frames of a transaction that was published: shared with other sessions.
-    pub(super) fn live(&self, published: &Published, places: &[u32], wanted: &Subscriptions, out: &mut Vec<Bytes>) {
+    pub(super) fn live(
+        &self,
+        published: &Published,
+        places: &[u32],
+        wanted: &Subscriptions,
+        out: &mut Vec<Bytes>,
+    ) {
         let transaction = &published.transaction;
         let deliveries = places.iter().map(|place| *place as usize);
         let deliveries = deliveries.filter_map(|place| Some((place, transaction.deliveries.get(place)?)));
-        self.frames(transaction, deliveries, wanted, false, i64::MIN, |place, _, shown, style| published.frame(place, shown, style), out);
+        self.frames(
+            transaction,
+            deliveries,
+            wanted,
+            false,
+            i64::MIN,
+            |place, _, shown, style| published.frame(place, shown, style),
+            out,
+        );
     }
 
     /// The frames of a transaction that was read from the log. `goes_on`: more of it will follow.
@@ -42,7 +56,9 @@ impl Reader {
         out: &mut Vec<Bytes>,
     ) {
         let deliveries = transaction.deliveries.iter().enumerate();
-        let encode = |_: usize, delivery: &Delivery, shown: &Shown<'_>, style| frame_of(transaction, delivery, shown, style);
+        let encode = |_: usize, delivery: &Delivery, shown: &Shown<'_>, style| {
+            frame_of(transaction, delivery, shown, style)
+        };
         self.frames(transaction, deliveries, wanted, goes_on, broadcasts_from, encode, out);
     }
 
@@ -58,14 +74,18 @@ impl Reader {
         out: &mut Vec<Bytes>,
     ) {
         let own = transaction.tag.as_ref().is_some_and(|tag| self.is_own(tag));
-        let style = FrameStyle { epoch: self.epoch, last: false, numbers_as_strings: self.numbers_as_strings, own };
+        let style =
+            FrameStyle { epoch: self.epoch, last: false, numbers_as_strings: self.numbers_as_strings, own };
+        let before = out.len();
         // One change is held back until it is known whether another follows.
         let mut held: Option<(usize, &Delivery, Shown<'_>)> = None;
         let mut broadcasts: Vec<Bytes> = Vec::new();
         for (place, delivery) in deliveries {
             let at = transaction.position(delivery);
             let shown = match &delivery.body {
-                Body::Row(row) => view(row, |m| wanted.wants(&m.audience, &row.shape.name, at)).map(Shown::Row),
+                Body::Row(row) => {
+                    view(row, |m| wanted.wants(&m.audience, &row.shape.name, at)).map(Shown::Row)
+                }
                 Body::Truncate(shape) => {
                     // A session that reads the table under several audiences empties its copy once.
                     wanted.reader_of(&shape.scopes, &shape.name, at).cloned().map(Shown::Truncate)
@@ -90,6 +110,7 @@ impl Reader {
             out.push(encode(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
         }
         out.append(&mut broadcasts);
+        metrics::counter!("rowcast_deliveries_total").increment((out.len() - before) as u64);
     }
 
     /// A device's id says nothing to other users, so it is told only to its own.

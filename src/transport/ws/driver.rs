@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
 use futures_util::stream::SplitStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::Wishes;
@@ -101,7 +101,16 @@ impl Driver {
         self.out.push(established.to_json().into());
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
-        self.converse(&mut session).await
+        let why = match self.converse(&mut session).await {
+            Ok(never) => match never {},
+            Err(why) => why,
+        };
+        if let Closing::Token(code) = why {
+            // Nothing more is owed to a token that is over, but to say so.
+            self.out.clear();
+            self.fail(code, "the session's token is over, or its new one is not accepted");
+        }
+        Err(why)
     }
 
     async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
@@ -150,18 +159,11 @@ impl Driver {
             () = shutdown.cancelled() => Err(restart()),
             () = closed.cancelled() => Err(restart()),
         }
-        .inspect_err(|why| {
-            // Nothing more is owed to a token that is over.
-            if matches!(why, Closing::Token(_)) {
-                self.out.clear();
-            }
-        })
     }
 
     /// What ends a session whatever it does.
     fn check_over(&mut self, session: &mut Session) -> Result<(), Closing> {
         if expiry(&session.identity).is_some_and(|at| Instant::now() >= at) {
-            self.out.clear();
             return Err(Closing::Token("token_expired"));
         }
         if session.feed.hub.closed().is_cancelled() {
@@ -197,7 +199,10 @@ impl Driver {
     }
 
     /// The text of a message; `None` for those that only show that the device lives.
-    fn text(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Option<axum::extract::ws::Utf8Bytes>, Closing> {
+    fn text(
+        &mut self,
+        message: Option<Result<Message, axum::Error>>,
+    ) -> Result<Option<axum::extract::ws::Utf8Bytes>, Closing> {
         self.heard = Instant::now();
         match message {
             Some(Ok(Message::Text(text))) => Ok(Some(text)),
@@ -215,7 +220,9 @@ impl Driver {
                         self.fail("message_too_large", format!("a message is at most {most} bytes"));
                         Err(Closing::BadMessage("message too large"))
                     }
-                    Some(Error::Utf8(_) | Error::Protocol(_)) => Err(Closing::BadMessage("not a WebSocket message")),
+                    Some(Error::Utf8(_) | Error::Protocol(_)) => {
+                        Err(Closing::BadMessage("not a WebSocket message"))
+                    }
                     _ => Err(Closing::Gone),
                 }
             }

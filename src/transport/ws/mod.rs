@@ -77,11 +77,14 @@ pub(crate) async fn upgrade(
         .max_message_size(limits.max_message_size)
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
-    upgrade.on_upgrade(move |socket| tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes)))
+    upgrade.on_upgrade(move |socket| {
+        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes))
+    })
 }
 
 fn is_device_id(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 fn wishes(query: &str) -> Wishes {

@@ -95,7 +95,8 @@ mod tests {
         let first: serde_json::Value = serde_json::from_slice(&frames[0]).unwrap();
         assert_eq!(first["changes"].as_array().unwrap().len(), 2);
         assert_eq!(first["changes"][1]["n"], 2);
-        let large = Bytes::from(format!("{{\"type\":\"database_change\",\"n\":\"{}\"}}", "x".repeat(BATCH_BYTES)));
+        let large =
+            Bytes::from(format!("{{\"type\":\"database_change\",\"n\":\"{}\"}}", "x".repeat(BATCH_BYTES)));
         assert_eq!(grouped(vec![large.clone(), large]).len(), 2);
     }
 }

@@ -34,7 +34,13 @@ pub(super) const KINDS: [&str; 5] = ["subscribe", "unsubscribe", "ping", "auth",
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Answer<'a> {
-    ConnectionEstablished { protocol: u32, user_id: &'a str, device_id: &'a str, heartbeat_ms: u64, timestamp: String },
+    ConnectionEstablished {
+        protocol: u32,
+        user_id: &'a str,
+        device_id: &'a str,
+        heartbeat_ms: u64,
+        timestamp: String,
+    },
     Subscribed {
         #[serde(skip_serializing_if = "Option::is_none")]
         r#ref: Option<&'a Value>,
@@ -69,8 +75,16 @@ pub(super) enum Answer<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<Cursor>,
     },
-    SyncRequired { topics: Vec<String>, from: Option<String>, to: Option<Cursor>, reason: Reason, retry_after_ms: u64 },
-    Revoked { topics: Vec<String> },
+    SyncRequired {
+        topics: Vec<String>,
+        from: Option<String>,
+        to: Option<Cursor>,
+        reason: Reason,
+        retry_after_ms: u64,
+    },
+    Revoked {
+        topics: Vec<String>,
+    },
     Granted {
         #[serde(skip_serializing_if = "Option::is_none")]
         r#ref: Option<&'a Value>,
@@ -105,7 +119,9 @@ pub(super) enum Closing {
     Idle,
     TooMany(&'static str),
     /// The relay restarts, or its log begins anew: come back.
-    Restart { retry_after_ms: u64 },
+    Restart {
+        retry_after_ms: u64,
+    },
     /// The device said goodbye, or its connection broke.
     Gone,
 }
@@ -126,7 +142,10 @@ impl Closing {
     /// At most 123 bytes, as RFC 6455 has it.
     pub(super) fn reason(self) -> String {
         match self {
-            Closing::BadMessage(why) | Closing::Token(why) | Closing::NotGranted(why) | Closing::TooMany(why) => why.to_owned(),
+            Closing::BadMessage(why)
+            | Closing::Token(why)
+            | Closing::NotGranted(why)
+            | Closing::TooMany(why) => why.to_owned(),
             Closing::Idle => "nothing was heard for two heartbeats".to_owned(),
             Closing::Restart { retry_after_ms } => format!("{{\"retry_after_ms\":{retry_after_ms}}}"),
             Closing::Gone => String::new(),

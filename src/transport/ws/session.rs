@@ -76,7 +76,13 @@ pub(super) enum Step {
 }
 
 impl Session {
-    pub(super) fn new(relay: Arc<Relay>, feed: Arc<Feed>, identity: Identity, device: Arc<str>, numbers_as_strings: bool) -> Self {
+    pub(super) fn new(
+        relay: Arc<Relay>,
+        feed: Arc<Feed>,
+        identity: Identity,
+        device: Arc<str>,
+        numbers_as_strings: bool,
+    ) -> Self {
         let seat = feed.hub.join(relay.limits.outbox_size);
         let start = seat.go_live();
         let reader = Reader {
@@ -123,8 +129,8 @@ impl Session {
 
     fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
         self.take();
-        // A mark is in force before its transaction is published: one that belongs to what was taken
-        // just now must be met before the position passes it.
+        // A mark is in force before anything after it is published. So those that lie before what was
+        // just taken are seen here, while the session still stands before them.
         self.apply_marks(out);
         let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
         let worked = !items.is_empty();
@@ -164,7 +170,9 @@ impl Session {
         self.apply_marks(out);
         let Mode::Live { items, .. } = &mut self.mode else { return };
         let before = items.partition_point(|item| item.published.transaction.commit < upto);
-        for item in items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit) {
+        for item in
+            items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit)
+        {
             self.reader.live(&item.published, &item.places, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(upto));
@@ -270,7 +278,12 @@ impl Session {
     }
 
     /// `None`: the log no longer reaches back that far.
-    async fn read(&self, wanted: &Subscriptions, after: Position, upto: Position) -> Result<Option<Page>, Closing> {
+    async fn read(
+        &self,
+        wanted: &Subscriptions,
+        after: Position,
+        upto: Position,
+    ) -> Result<Option<Page>, Closing> {
         let (feed, interests) = (Arc::clone(&self.feed), wanted.interests());
         let reading = tokio::task::spawn_blocking(move || {
             let (max_deliveries, max_bytes) = (PAGE_DELIVERIES, PAGE_BYTES);
@@ -341,7 +354,14 @@ impl Session {
     }
 
     /// Ends subscriptions, and tells why.
-    fn end(&mut self, topics: &[Pattern], from: Option<Position>, to: Option<Position>, reason: Reason, out: &mut Vec<Bytes>) {
+    fn end(
+        &mut self,
+        topics: &[Pattern],
+        from: Option<Position>,
+        to: Option<Position>,
+        reason: Reason,
+        out: &mut Vec<Bytes>,
+    ) {
         if topics.is_empty() {
             return;
         }

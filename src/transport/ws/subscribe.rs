@@ -56,17 +56,22 @@ impl Session {
         let request = match serde_json::from_str(text) {
             Ok(request) => request,
             Err(_) => {
-                let message = format!("the fields of this {kind} message are not as docs/PROTOCOL.md has them");
+                let message =
+                    format!("the fields of this {kind} message are not as docs/PROTOCOL.md has them");
                 answer_refusal(r#ref.as_ref(), refusal("bad_message", message), out);
                 return Ok(());
             }
         };
         match request {
-            Request::Subscribe { topics, cursor } => self.subscribe(r#ref, &topics, cursor.as_deref(), out).await,
+            Request::Subscribe { topics, cursor } => {
+                self.subscribe(r#ref, &topics, cursor.as_deref(), out).await
+            }
             Request::Unsubscribe { topics } => self.unsubscribe(r#ref.as_ref(), topics, out),
             Request::Ping {} => {
                 let timestamp = timestamp(PgTimestamp::now().unix_micros());
-                out.push(Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into());
+                out.push(
+                    Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into(),
+                );
             }
             Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out),
             // The registry of devices, which keeps acknowledged cursors, comes with a later release.
@@ -75,17 +80,26 @@ impl Session {
         Ok(())
     }
 
-    async fn subscribe(&mut self, r#ref: Option<Value>, topics: &[String], cursor: Option<&str>, out: &mut Vec<Bytes>) {
+    async fn subscribe(
+        &mut self,
+        r#ref: Option<Value>,
+        topics: &[String],
+        cursor: Option<&str>,
+        out: &mut Vec<Bytes>,
+    ) {
         let cursor = match cursor.map(|text| self.check_cursor(text)).transpose() {
             Ok(cursor) => cursor,
             Err(why) => return answer_refusal(r#ref.as_ref(), why, out),
         };
         let mut patterns: Vec<Pattern> = Vec::new();
         for topic in topics {
-            match self.check_topic(topic, patterns.len()) {
+            let new = patterns.iter().filter(|pattern| self.subscriptions.get(pattern).is_none()).count();
+            match self.check_topic(topic, new) {
                 Ok(pattern) if patterns.contains(&pattern) => {}
                 Ok(pattern) => patterns.push(pattern),
-                Err(why) => answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out),
+                Err(why) => {
+                    answer_refusal(r#ref.as_ref(), Refusal { topic: Some(topic.clone()), ..why }, out)
+                }
             }
         }
         if patterns.is_empty() {
@@ -135,12 +149,21 @@ impl Session {
             }
         }
         // A topic that is still catching up stands further back.
-        let stands = subscribed.iter().filter_map(|pattern| self.replaying(pattern)).fold(self.position, Position::min);
+        let stands = subscribed
+            .iter()
+            .filter_map(|pattern| self.replaying(pattern))
+            .fold(self.position, Position::min);
         self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(stands), out);
     }
 
     /// From a cursor: what lies between it and the session's position is replayed.
-    fn subscribe_from(&mut self, r#ref: Option<Value>, patterns: Vec<Pattern>, cursor: Cursor, out: &mut Vec<Bytes>) {
+    fn subscribe_from(
+        &mut self,
+        r#ref: Option<Value>,
+        patterns: Vec<Pattern>,
+        cursor: Cursor,
+        out: &mut Vec<Bytes>,
+    ) {
         let from = match self.feed.readable(cursor) {
             Ok(from) => from,
             Err(reason) => {
@@ -169,7 +192,14 @@ impl Session {
         self.answer_subscribed(r#ref.as_ref(), &subscribed, cursor, out);
         if from < self.position {
             let upto = self.position;
-            self.replays.push_back(Replay { r#ref, topics: subscribed, wanted, after: from, upto, begun: false });
+            self.replays.push_back(Replay {
+                r#ref,
+                topics: subscribed,
+                wanted,
+                after: from,
+                upto,
+                begun: false,
+            });
         }
     }
 
@@ -205,18 +235,24 @@ impl Session {
             let marks = self.feed.log.marks();
             marks.iter().any(|mark| {
                 let near = mark.upto != Position::MAX && mark.upto > Position::boundary(hub.published());
-                near && patterns.iter().any(|p| Subscription::new(p.clone(), Position::ZERO).hit(mark, Position::ZERO).is_some())
+                near && patterns
+                    .iter()
+                    .any(|p| Subscription::new(p.clone(), Position::ZERO).hit(mark, Position::ZERO).is_some())
             })
         };
         let mut watermark = self.feed.log.watermark();
-        let passed = async {
-            while ahead() && watermark.changed().await.is_ok() {}
-        };
+        let passed = async { while ahead() && watermark.changed().await.is_ok() {} };
         // If it takes longer, the topics stay silent until the stream has passed the mark.
         let _ = tokio::time::timeout(MARK_PATIENCE, passed).await;
     }
 
-    fn answer_subscribed(&self, r#ref: Option<&Value>, patterns: &[Pattern], cursor: Cursor, out: &mut Vec<Bytes>) {
+    fn answer_subscribed(
+        &self,
+        r#ref: Option<&Value>,
+        patterns: &[Pattern],
+        cursor: Cursor,
+        out: &mut Vec<Bytes>,
+    ) {
         if patterns.is_empty() {
             return;
         }
@@ -242,18 +278,25 @@ impl Session {
     /// A new token for the same user; what it no longer grants ends.
     fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
         let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity = self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
+        let identity =
+            self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
         if identity.user != self.identity.user {
             return Err(Closing::NotGranted("the new token is of another user"));
         }
         self.identity = identity;
-        let gone: Vec<Pattern> =
-            self.subscriptions.patterns().filter(|pattern| !self.identity.grants.covers(pattern)).cloned().collect();
+        let gone: Vec<Pattern> = self
+            .subscriptions
+            .patterns()
+            .filter(|pattern| !self.identity.grants.covers(pattern))
+            .cloned()
+            .collect();
         if !gone.is_empty() {
             for pattern in &gone {
                 self.remove(pattern);
             }
-            out.push(Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into());
+            out.push(
+                Answer::Revoked { topics: gone.iter().map(ToString::to_string).collect() }.to_json().into(),
+            );
         }
         let topics = self.identity.grants.patterns().iter().map(ToString::to_string).collect();
         out.push(Answer::Granted { r#ref, topics }.to_json().into());
@@ -261,14 +304,18 @@ impl Session {
     }
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
-        let cursor: Cursor = text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
+        let cursor: Cursor =
+            text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
         let end = self.relay.progress.server_end();
         // Before the database is reached nobody knows its end; and after a crash a device may be ahead of
         // the log until the server has sent again what was lost.
         let known = end != Lsn::ZERO && cursor.epoch == self.feed.epoch;
         let end = end.max(self.feed.watermark().lsn);
-        if known && cursor.position > Position::boundary(end) {
-            return Err(refusal("invalid_cursor", "this cursor lies beyond everything that the database has written"));
+        if known && cursor.position.commit > end {
+            return Err(refusal(
+                "invalid_cursor",
+                "this cursor lies beyond everything that the database has written",
+            ));
         }
         Ok(cursor)
     }
@@ -280,7 +327,10 @@ impl Session {
         }
         let most = self.relay.limits.max_subscriptions_per_session;
         if self.subscriptions.get(&pattern).is_none() && self.subscriptions.len() + more >= most {
-            return Err(refusal("too_many_subscriptions", format!("a session has at most {most} subscriptions")));
+            return Err(refusal(
+                "too_many_subscriptions",
+                format!("a session has at most {most} subscriptions"),
+            ));
         }
         Ok(pattern)
     }
@@ -303,4 +353,3 @@ fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Bytes>) {
     let answer = Answer::Error { r#ref, code, message, retryable, retry_after_ms: None, topic };
     out.push(answer.to_json().into());
 }
-

@@ -155,8 +155,12 @@ impl Subscriptions {
 
     /// Under which audience, if any, a whole table's change is read.
     pub(super) fn reader_of(&self, scopes: &[String], table: &str, at: Position) -> Option<&Audience> {
-        let readers = self.list.iter().filter(|s| scopes.iter().any(|scope| scope == s.pattern.audience.scope()));
-        readers.map(|s| (s, &s.pattern.audience)).find(|(s, audience)| s.wants(audience, table, at)).map(|(_, a)| a)
+        let readers =
+            self.list.iter().filter(|s| scopes.iter().any(|scope| scope == s.pattern.audience.scope()));
+        readers
+            .map(|s| (s, &s.pattern.audience))
+            .find(|(s, audience)| s.wants(audience, table, at))
+            .map(|(_, a)| a)
     }
 
     pub(super) fn interests(&self) -> Vec<Interest> {
@@ -231,7 +235,15 @@ mod tests {
     fn a_stale_table_ends_by_name_and_leaves_a_wildcard() {
         let mut subscriptions = subscriptions(&["user:1:*", "user:1:orders", "global:*"]);
         let (stale, over) = subscriptions.apply(&[mark("orders", None, 20)], at(15));
-        assert_eq!(stale, [Stale { topic: "user:1:orders".into(), from: at(15), upto: at(20), reason: Reason::SchemaChanged }]);
+        assert_eq!(
+            stale,
+            [Stale {
+                topic: "user:1:orders".into(),
+                from: at(15),
+                upto: at(20),
+                reason: Reason::SchemaChanged
+            }]
+        );
         assert_eq!(over, [Pattern::parse("user:1:orders").unwrap()]);
         assert!(!wants(&subscriptions, "orders", 30) && wants(&subscriptions, "meals", 30));
         // Told once; by name with a newer cursor it comes back, and the wildcard stays without it.
@@ -261,7 +273,9 @@ mod tests {
         let interests = subscriptions.interests();
         for table in ["orders", "meals", "notes", "other"] {
             for lsn in [5, 10, 11, 25, 30, 31] {
-                let read = interests.iter().any(|i| i.audience == audience && i.tables.contains(table) && at(lsn) > i.after);
+                let read = interests
+                    .iter()
+                    .any(|i| i.audience == audience && i.tables.contains(table) && at(lsn) > i.after);
                 assert_eq!(read, subscriptions.wants(&audience, table, at(lsn)), "{table} {lsn}");
             }
         }

@@ -88,8 +88,12 @@ impl World {
             group_commit_size: 1 << 20,
             queue_size: 8 << 20,
         };
-        let beginning =
-            Beginning { epoch: Epoch::new(7), start: Lsn::new(START), greatest_committed_at: 0, state: Vec::new() };
+        let beginning = Beginning {
+            epoch: Epoch::new(7),
+            start: Lsn::new(START),
+            greatest_committed_at: 0,
+            state: Vec::new(),
+        };
         let log = FjallLog::create(&options, beginning).unwrap();
         let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(START));
         let relay = Arc::new(relay(&feed));
@@ -124,7 +128,7 @@ impl World {
         let (audience, table) = TOPICS[topic];
         let id = u64::from(choice >> 4) % 5;
         let before = self.now.get(&(audience.to_owned(), table)).is_some_and(|rows| rows.contains_key(&id));
-        let after = !before || choice % 3 != 0;
+        let after = !before || !choice.is_multiple_of(3);
         self.version += 1;
         let version = self.version;
         let effect = if after { Effect::Put(topic, id, version) } else { Effect::Delete(topic, id) };
@@ -136,7 +140,8 @@ impl World {
         });
         let memberships = [Membership { audience: Audience::parse(audience).unwrap(), before, after }];
         let key = format!("{{\"id\":{id}}}").into();
-        let row = RowChange { shape: shape(table), key, record, memberships: memberships.into_iter().collect() };
+        let row =
+            RowChange { shape: shape(table), key, record, memberships: memberships.into_iter().collect() };
         Delivery { index: at.index, body: Body::Row(row) }
     }
 
@@ -152,7 +157,8 @@ impl World {
             index += 2;
             Position::new(Lsn::new(commit), index)
         };
-        let mut deliveries: Vec<Delivery> = choices.iter().map(|choice| self.change(place(), *choice)).collect();
+        let mut deliveries: Vec<Delivery> =
+            choices.iter().map(|choice| self.change(place(), *choice)).collect();
         let mut marks = Vec::new();
         if kind == 1 {
             let at = place();
@@ -189,7 +195,8 @@ impl World {
         } else {
             (transaction(None, deliveries), None)
         };
-        let append = Append { transaction: Some(Arc::clone(&whole)), watermark: Some(end), marks, state: Vec::new() };
+        let append =
+            Append { transaction: Some(Arc::clone(&whole)), watermark: Some(end), marks, state: Vec::new() };
         self.submit(append);
         self.relay.progress.saw_server_end(end);
         self.unpublished.push_back((whole, touched, end, marked));
@@ -229,7 +236,13 @@ impl World {
 }
 
 fn mark(upto: Position) -> Mark {
-    Mark { table: "t1".into(), audience: None, scopes: vec!["team".into()], upto, reason: Reason::SchemaChanged }
+    Mark {
+        table: "t1".into(),
+        audience: None,
+        scopes: vec!["team".into()],
+        upto,
+        reason: Reason::SchemaChanged,
+    }
 }
 
 fn apply(tables: &mut Tables, effect: &Effect) {
@@ -244,7 +257,8 @@ fn apply(tables: &mut Tables, effect: &Effect) {
         }
         Effect::Truncate(gone) => tables.retain(|(_, table), _| table != gone),
         Effect::Rewrite(changed) => {
-            let rows = tables.iter_mut().filter(|((_, table), _)| table == changed).flat_map(|(_, rows)| rows);
+            let rows =
+                tables.iter_mut().filter(|((_, table), _)| table == changed).flat_map(|(_, rows)| rows);
             rows.for_each(|(_, version)| *version += 1_000_000);
         }
     }
@@ -422,7 +436,10 @@ impl Device {
     /// The kept patterns that a frame names.
     fn named(&mut self, frame: &Value) -> impl Iterator<Item = (&'static str, &mut Kept)> {
         let topics = strings(&frame["topics"]);
-        self.kept.iter_mut().filter(move |(pattern, _)| topics.iter().any(|t| t == *pattern)).map(|(p, kept)| (*p, kept))
+        self.kept
+            .iter_mut()
+            .filter(move |(pattern, _)| topics.iter().any(|t| t == *pattern))
+            .map(|(p, kept)| (*p, kept))
     }
 
     /// The patterns whose copy a frame brings further.
@@ -432,7 +449,10 @@ impl Device {
             Some(topics) => topics.contains(pattern),
             None => kept.live && kept.cursor.is_some_and(|cursor| cursor.position < at.position),
         };
-        self.kept.iter_mut().filter(move |(pattern, kept)| concerned(pattern, kept)).map(|(p, kept)| (*p, kept))
+        self.kept
+            .iter_mut()
+            .filter(move |(pattern, kept)| concerned(pattern, kept))
+            .map(|(p, kept)| (*p, kept))
     }
 
     fn advance(&mut self, to: Cursor) {

@@ -10,9 +10,9 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::copy::Copy;
 use super::frame::{Change, Frame};
@@ -98,7 +98,9 @@ impl Connect {
         within("the WebSocket handshake", async {
             let tcp = tcp.connect(self.address).await?;
             tcp.set_nodelay(true)?;
-            let (socket, answer) = client_async(request, tcp).await?;
+            // A frame is as large as its row.
+            let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+            let (socket, answer) = client_async_with_config(request, tcp, Some(config)).await?;
             let protocol = answer.headers().get("sec-websocket-protocol");
             assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
             Ok(Device { socket, ready: VecDeque::new() })
@@ -125,6 +127,40 @@ impl Device {
 
     pub(crate) async fn send_text(&mut self, text: &str) {
         within("sending a frame", self.socket.send(Message::text(text))).await.unwrap();
+    }
+
+    /// Sends a message to a relay that may be gone; whether it went out.
+    pub(crate) async fn try_send(&mut self, message: &Value) -> bool {
+        self.socket.send(Message::text(message.to_string())).await.is_ok()
+    }
+
+    /// The next frame or the close, however long it takes.
+    pub(crate) async fn next_incoming(&mut self) -> Incoming {
+        self.next().await
+    }
+
+    pub(crate) async fn send_binary(&mut self, bytes: Vec<u8>) {
+        within("sending a frame", self.socket.send(Message::binary(bytes))).await.unwrap();
+    }
+
+    /// The next text frame as it is on the socket: a batch stays whole.
+    pub(crate) async fn recv_whole(&mut self) -> Frame {
+        assert!(self.ready.is_empty(), "frames were read and split before");
+        loop {
+            match within("a frame from the relay", self.socket.next()).await {
+                Some(Ok(Message::Text(text))) => return Frame::parse(text.to_string()),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("no frame but {other:?}"),
+            }
+        }
+    }
+
+    /// The next frame but heartbeats, which must be an error with this code.
+    pub(crate) async fn expect_error(&mut self, code: &str) -> Value {
+        let error = self.expect("error").await.json();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{error}");
+        error
     }
 
     /// The next frame or the close; a batch comes as its single changes.
@@ -156,6 +192,21 @@ impl Device {
         loop {
             if let Incoming::Closed(close) = self.incoming().await {
                 return close.expect("a close frame, not a broken connection");
+            }
+        }
+    }
+
+    /// All frames up to the first of this type, which is the last of them; heartbeats are left out.
+    pub(crate) async fn until(&mut self, kind: &str) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.recv().await;
+            let last = frame.kind == kind;
+            if frame.kind != "heartbeat" {
+                frames.push(frame);
+            }
+            if last {
+                return frames;
             }
         }
     }

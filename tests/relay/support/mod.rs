@@ -15,7 +15,11 @@
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
+//! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
+//!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
+//! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -23,12 +27,17 @@
 // Each test uses its part of the harness.
 #![allow(dead_code)]
 
+pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
+pub(crate) mod follower;
 pub(crate) mod frame;
 pub(crate) mod http;
+pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod scene;
+pub(crate) mod stage;
 pub(crate) mod token;
 pub(crate) mod wait;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rowcast::embedded::{Account, Binaries, Cluster, Keep, Options, StopMode};
 use tokio::sync::Mutex;
+use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::wait::within;
@@ -61,6 +62,21 @@ impl TestPostgres {
     /// The superuser's URL for another database.
     pub(crate) fn url_of(&self, database: &str) -> String {
         self.cluster.url(database)
+    }
+
+    /// The URL of another role.
+    pub(crate) fn url_as(&self, role: &str) -> String {
+        self.url().replacen("//postgres@", &format!("//{role}@"), 1)
+    }
+
+    /// Runs statements that must fail, on a connection of their own, and returns what the server said.
+    pub(crate) async fn refusal(&self, statements: &str) -> DbError {
+        refusal(&self.client().await, statements).await
+    }
+
+    /// The programs of this version, such as `psql`.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.cluster.binaries().directory().join(name)
     }
 
     /// The unix socket, for a proxy's upstream.
@@ -123,6 +139,16 @@ impl TestPostgres {
         self.cluster.kill9();
     }
 
+    /// `pg_ctl stop -m immediate`: crash recovery at the next start.
+    pub(crate) async fn stop_immediate(&mut self) {
+        self.cluster.stop(StopMode::Immediate).await.unwrap();
+    }
+
+    /// The data directory; to be copied only while the server is stopped.
+    pub(crate) fn data_directory(&self) -> PathBuf {
+        self.cluster.home().join("data")
+    }
+
     /// Starts it again, after a stop or a crash; the address stays.
     pub(crate) async fn start_again(&mut self) {
         self.cluster.start().await.unwrap();
@@ -164,6 +190,14 @@ pub(crate) async fn connect(url: &str) -> Client {
         .unwrap_or_else(|error| panic!("{}\nconnecting to {url}", explain(&error)));
     tokio::spawn(connection);
     client
+}
+
+/// Runs statements that must fail, and returns what the server said.
+pub(crate) async fn refusal(client: &Client, statements: &str) -> DbError {
+    match within(statements, client.batch_execute(statements)).await {
+        Ok(()) => panic!("not refused: {statements}"),
+        Err(error) => error.as_db_error().unwrap_or_else(|| panic!("{error} in: {statements}")).clone(),
+    }
 }
 
 /// What the server said, not only "db error".

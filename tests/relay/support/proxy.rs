@@ -41,6 +41,8 @@ struct State {
     to_client: Flow,
     /// Connections made under an earlier count are cut.
     cuts: u64,
+    /// Connections made under an earlier count are stalled for good.
+    silences: u64,
     accepting: bool,
 }
 
@@ -55,7 +57,8 @@ impl Proxy {
     pub(crate) async fn start(upstream: Upstream) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let open = State { to_server: Flow::Open, to_client: Flow::Open, cuts: 0, accepting: true };
+        let open =
+            State { to_server: Flow::Open, to_client: Flow::Open, cuts: 0, silences: 0, accepting: true };
         let (state, watching) = watch::channel(open);
         let task = tokio::spawn(accept(listener, upstream, watching));
         Proxy { address, state, task }
@@ -73,6 +76,11 @@ impl Proxy {
     /// Closes every connection; new ones are welcome.
     pub(crate) fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// Stalls every open connection for good, as a path that is gone does; new ones pass.
+    pub(crate) fn silence(&self) {
+        self.state.send_modify(|state| state.silences += 1);
     }
 
     /// Closes every connection, and new ones at once, until [`Proxy::let_in`].
@@ -108,22 +116,22 @@ async fn accept(listener: TcpListener, upstream: Upstream, state: watch::Receive
         let Ok((client, _)) = listener.accept().await else { continue };
         let now = *state.borrow();
         if now.accepting {
-            tokio::spawn(serve(client, upstream.clone(), state.clone(), now.cuts));
+            tokio::spawn(serve(client, upstream.clone(), state.clone(), now));
         }
     }
 }
 
-async fn serve(client: TcpStream, upstream: Upstream, state: watch::Receiver<State>, cuts: u64) {
+async fn serve(client: TcpStream, upstream: Upstream, state: watch::Receiver<State>, made: State) {
     let _ = client.set_nodelay(true);
     match upstream {
         Upstream::Tcp(address) => {
             let Ok(server) = TcpStream::connect(address).await else { return };
             let _ = server.set_nodelay(true);
-            join(client, server, state, cuts).await;
+            join(client, server, state, made).await;
         }
         Upstream::Unix(path) => {
             let Ok(server) = UnixStream::connect(path).await else { return };
-            join(client, server, state, cuts).await;
+            join(client, server, state, made).await;
         }
     }
 }
@@ -132,16 +140,18 @@ async fn join(
     client: TcpStream,
     server: impl AsyncRead + AsyncWrite,
     mut state: watch::Receiver<State>,
-    cuts: u64,
+    made: State,
 ) {
+    let flow =
+        move |state: &State, flow: Flow| if state.silences == made.silences { flow } else { Flow::Stalled };
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
-    let to_server = pump(client_read, server_write, state.clone(), |state| state.to_server);
-    let to_client = pump(server_read, client_write, state.clone(), |state| state.to_client);
+    let to_server = pump(client_read, server_write, state.clone(), move |state| flow(state, state.to_server));
+    let to_client = pump(server_read, client_write, state.clone(), move |state| flow(state, state.to_client));
     tokio::select! {
         _ = async { tokio::join!(to_server, to_client) } => {}
         // Also when the proxy is dropped.
-        _ = state.wait_for(|state| state.cuts != cuts) => {}
+        _ = state.wait_for(|state| state.cuts != made.cuts) => {}
     }
 }
 
@@ -150,7 +160,7 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<State>,
-    flow: fn(&State) -> Flow,
+    flow: impl Fn(&State) -> Flow,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {

@@ -135,6 +135,31 @@ impl Relay {
         assert_eq!(status.code(), Some(0), "the relay's exit status after SIGTERM");
     }
 
+    /// Stops the process where it stands (SIGSTOP), until [`Relay::thaw`].
+    pub(crate) fn freeze(&self) {
+        kill(Pid::from_raw(self.pid().try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        kill(Pid::from_raw(self.pid().try_into().unwrap()), Signal::SIGCONT).unwrap();
+    }
+
+    /// A field of `/proc/PID/status` in KiB, as `VmRSS` or `VmHWM`.
+    pub(crate) fn memory_kib(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap()
+    }
+
+    /// Waits until a printed line contains a text.
+    pub(crate) async fn wait_line(&self, text: &str) {
+        eventually(PATIENCE, &format!("the relay prints {text:?}"), async || {
+            (self.count_lines(text) > 0).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the program ends by itself, and returns its exit code.
     pub(crate) async fn wait_exit(&mut self) -> Option<i32> {
         let mut running = self.running.take().expect("the relay runs");

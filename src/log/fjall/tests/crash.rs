@@ -77,3 +77,39 @@ fn after_kill_9_a_prefix_opens() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_log_that_cannot_be_flushed_ends_and_confirms_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = create(&options(directory.path()));
+    put(&log, whole(transaction(110, Vec::new()))).await;
+    log.flush().await.unwrap();
+    std::fs::remove_dir_all(directory.path().join("data")).unwrap();
+    submit(&log, whole(transaction(130, Vec::new()))).await;
+    assert!(matches!(log.failed().await, LogError::Stopped(_)));
+    assert!(matches!(log.flush().await, Err(LogError::Stopped(_))));
+    assert!(log.submit(Append::default()).is_err());
+    assert_eq!(log.durable().borrow().get(), 120);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_writer_ends_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flag = broken.clone();
+    let clock = move || {
+        assert!(!flag.load(std::sync::atomic::Ordering::Relaxed), "a clock that fails on purpose");
+        0
+    };
+    let options = options(directory.path());
+    let log = FjallLog::create_at(&options, &beginning(100), std::sync::Arc::new(clock)).unwrap();
+    put(&log, whole(transaction(110, Vec::new()))).await;
+    broken.store(true, std::sync::atomic::Ordering::Relaxed);
+    submit(&log, whole(transaction(130, Vec::new()))).await;
+    assert!(matches!(log.applied().await, Err(LogError::Stopped(_))));
+    assert!(matches!(log.room().await, Ok(()) | Err(LogError::Stopped(_))));
+    assert!(log.submit(Append::default()).is_err());
+    drop(log);
+    let log = FjallLog::open(&options).unwrap().unwrap();
+    assert_eq!(log.watermark().borrow().lsn.get(), 120);
+}

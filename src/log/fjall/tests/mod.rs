@@ -4,5 +4,6 @@
 mod agreement;
 mod crash;
 mod everyday;
+mod format;
 mod retention;
 pub(super) mod support;

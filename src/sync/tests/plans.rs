@@ -1,0 +1,117 @@
+//! Which tables need a full answer, and why.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::log::MemoryLog;
+use super::{feed, mark, request};
+use crate::change::{Mark, Reason};
+use crate::log::{Interest, Tables};
+use crate::lsn::Lsn;
+use crate::position::Position;
+use crate::sync::plan::{Basis, Plan, plan};
+use crate::topic::Audience;
+
+const NOW: Position = Position::new(Lsn::new(900), 0);
+
+fn at(commit: u64) -> Position {
+    Position::new(Lsn::new(commit), 0)
+}
+
+fn decide(fields: serde_json::Value, basis: Basis, marks: &[Mark]) -> Plan {
+    let feed = feed(Arc::new(MemoryLog::new(Vec::new(), Lsn::new(900))));
+    plan(&request(fields), basis, &feed.directory(), marks, NOW)
+}
+
+fn full(plan: &Plan) -> Vec<(&str, &str)> {
+    plan.full.iter().map(|(table, reason)| (&**table, reason.as_str())).collect()
+}
+
+fn incremental(plan: &Plan) -> Vec<&str> {
+    plan.incremental.keys().map(|table| &**table).collect()
+}
+
+fn interest(audience: &str, tables: Tables, after: Position) -> Interest {
+    Interest { audience: Audience::parse(audience).unwrap(), tables, after }
+}
+
+#[test]
+fn patterns_and_tables_become_one_interest_for_each_audience() {
+    let fields = json!({"topics": ["user:1:orders", "user:1:notes", "team:7:orders", "team:7:*"]});
+    let all = decide(fields, Basis::From(at(5)), &[]);
+    let both = Tables::Only(vec!["notes".into(), "orders".into()]);
+    assert_eq!(
+        all.interests,
+        [interest("team:7", Tables::All { except: vec![] }, at(5)), interest("user:1", both, at(5))]
+    );
+    assert_eq!((incremental(&all), full(&all)), (vec!["notes", "orders"], vec![]));
+    let fields = json!({"topics": ["user:1:orders", "team:7:*"], "tables": ["notes", "later"]});
+    let some = decide(fields, Basis::From(at(5)), &[]);
+    let filter = Tables::Only(vec!["later".into(), "notes".into()]);
+    assert_eq!(some.interests, [interest("team:7", filter, at(5))]);
+    assert_eq!(incremental(&some), ["notes"]);
+}
+
+#[test]
+fn without_a_place_every_tracked_table_is_full() {
+    for reason in [Reason::NoCursor, Reason::Epoch, Reason::TooOld, Reason::TimestampInFuture] {
+        let plan = decide(json!({"topics": ["user:1:*"]}), Basis::Full(reason), &[]);
+        assert_eq!(full(&plan), [("notes", reason.as_str()), ("orders", reason.as_str())]);
+        assert!(plan.incremental.is_empty());
+        let plan = decide(json!({"topics": ["user:1:*"], "tables": ["orders"]}), Basis::Full(reason), &[]);
+        assert_eq!(full(&plan), [("orders", reason.as_str())]);
+        // Nothing is tracked there, so there is nothing to fetch; from now on the log has it.
+        let plan = decide(json!({"topics": ["global:*", "user:1:unknown"]}), Basis::Full(reason), &[]);
+        assert_eq!((full(&plan), plan.after), (vec![], NOW));
+    }
+}
+
+#[test]
+fn a_mark_beyond_the_copies_makes_its_table_full() {
+    let marks = [mark("orders", at(50), Reason::SchemaChanged)];
+    let fields = || json!({"topics": ["user:1:*"]});
+    let stale = decide(fields(), Basis::From(at(49)), &marks);
+    assert_eq!((full(&stale), incremental(&stale)), (vec![("orders", "schema_changed")], vec!["notes"]));
+    assert_eq!(stale.interests, [interest("user:1", Tables::All { except: vec!["orders".into()] }, at(49))]);
+    assert_eq!(full(&decide(fields(), Basis::From(at(50)), &marks)), []);
+    assert_eq!(full(&decide(json!({"topics": ["user:1:notes"]}), Basis::From(at(5)), &marks)), []);
+    assert_eq!(
+        full(&decide(json!({"topics": ["user:1:*"], "tables": ["notes"]}), Basis::From(at(5)), &marks)),
+        []
+    );
+    // Its scopes are users only.
+    assert_eq!(full(&decide(json!({"topics": ["team:7:*"]}), Basis::From(at(5)), &marks)), []);
+}
+
+#[test]
+fn a_mark_of_one_audience_is_for_its_readers() {
+    let audience = Some(Audience::parse("user:2").unwrap());
+    let toast = Mark { audience, ..mark("orders", at(80), Reason::Toast) };
+    let marks = [mark("orders", at(50), Reason::SchemaChanged), toast];
+    let reasons = |topic: &str| {
+        let plan = decide(json!({"topics": [topic]}), Basis::From(at(20)), &marks);
+        plan.full.values().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(reasons("user:1:*"), [Reason::SchemaChanged]);
+    assert_eq!(reasons("user:2:*"), [Reason::Toast]);
+    let later = decide(json!({"topics": ["user:1:*"]}), Basis::From(at(60)), &marks);
+    assert_eq!(full(&later), []);
+}
+
+#[test]
+fn tables_that_the_directory_lacks() {
+    let gone = [mark("gone", at(50), Reason::Untracked)];
+    for topic in ["user:1:gone", "user:1:*"] {
+        let plan = |basis| decide(json!({"topics": [topic], "tables": ["gone"]}), basis, &gone);
+        assert_eq!(full(&plan(Basis::From(at(20)))), [("gone", "untracked")]);
+        assert_eq!(full(&plan(Basis::From(at(50)))), []);
+        assert_eq!(full(&plan(Basis::Full(Reason::Epoch))), [("gone", "untracked")]);
+        // A device without a copy has nothing to drop.
+        assert_eq!(full(&plan(Basis::Full(Reason::NoCursor))), []);
+    }
+    let new = [mark("new", at(50), Reason::NewlyTracked)];
+    let plan = |basis| decide(json!({"topics": ["user:1:*"], "tables": ["new"]}), basis, &new);
+    assert_eq!(full(&plan(Basis::From(at(20)))), [("new", "newly_tracked")]);
+    assert_eq!(full(&plan(Basis::Full(Reason::NoCursor))), [("new", "no_cursor")]);
+}
