@@ -11,7 +11,11 @@
 //! The hub knows audiences, not grants: who may subscribe was decided before.
 
 mod frame;
+#[cfg(test)]
+pub(crate) mod golden;
 mod outbox;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::{HashMap, HashSet};

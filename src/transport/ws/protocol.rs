@@ -157,3 +157,71 @@ impl Closing {
 pub(super) fn spread(least: u64, most: u64) -> u64 {
     rand::random_range(least..=most)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cursor::Epoch;
+    use crate::hub::golden::check;
+    use crate::lsn::Lsn;
+    use crate::position::Position;
+
+    #[test]
+    fn answers_are_as_documented() {
+        let ping = json!(2);
+        let r#ref = Some(&ping);
+        let topics = || vec!["user:42:*".to_owned()];
+        let timestamp = || "2026-01-01T12:00:00.123456Z".to_owned();
+        let cursor = Cursor::new(Epoch::new(0xab), Position::new(Lsn::new(0x16_B374_D848), 2));
+        let tables = json!({"orders": {"key": ["id"]}}).as_object().unwrap().clone();
+        let established = Answer::ConnectionEstablished {
+            protocol: 1,
+            user_id: "42",
+            device_id: "phone",
+            heartbeat_ms: 30_000,
+            timestamp: timestamp(),
+        };
+        let required = Answer::SyncRequired {
+            topics: vec!["user:42:orders".into()],
+            from: Some(cursor.to_string()),
+            to: None,
+            reason: Reason::Identity,
+            retry_after_ms: 1_840,
+        };
+        let error = Answer::Error {
+            r#ref,
+            code: "not_granted",
+            message: "the token does not grant this topic".into(),
+            retryable: false,
+            retry_after_ms: None,
+            topic: Some("user:7:orders".into()),
+        };
+        let answers = [
+            ("connection_established", established),
+            ("subscribed", Answer::Subscribed { r#ref, topics: topics(), cursor, tables }),
+            ("unsubscribed", Answer::Unsubscribed { r#ref, topics: topics() }),
+            ("replay_begin", Answer::ReplayBegin { r#ref, topics: topics() }),
+            ("caught_up", Answer::CaughtUp { r#ref, topics: topics(), cursor }),
+            ("heartbeat", Answer::Heartbeat { cursor: Some(cursor) }),
+            ("heartbeat_replaying", Answer::Heartbeat { cursor: None }),
+            ("pong", Answer::Pong { r#ref, timestamp: timestamp(), cursor: Some(cursor) }),
+            ("sync_required", required),
+            ("revoked", Answer::Revoked { topics: topics() }),
+            ("granted", Answer::Granted { r#ref: None, topics: topics() }),
+            ("error", error),
+        ];
+        for (name, answer) in answers {
+            check(name, answer.to_json().as_bytes());
+        }
+    }
+
+    #[test]
+    fn close_reasons_fit_their_frame() {
+        let restart = Closing::Restart { retry_after_ms: u64::MAX };
+        assert_eq!((restart.code(), Closing::Idle.code()), (1012, 4408));
+        assert!([restart, Closing::Idle].iter().all(|why| why.reason().len() <= 123));
+    }
+}

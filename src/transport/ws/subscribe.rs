@@ -105,13 +105,8 @@ impl Session {
         if patterns.is_empty() {
             return;
         }
-        // A topic subscribed again begins again where its cursor says.
         if cursor.is_none() {
             self.await_marks(&patterns).await;
-        } else {
-            for pattern in &patterns {
-                self.remove(pattern);
-            }
         }
         // Registered first: from the position that this gives, the outbox has everything. What lies
         // before it belongs to the old subscriptions alone.
@@ -122,7 +117,14 @@ impl Session {
         self.settle(registered, out);
         match cursor {
             None => self.subscribe_here(r#ref.as_ref(), patterns, out),
-            Some(cursor) => self.subscribe_from(r#ref, patterns, cursor, out),
+            Some(cursor) => {
+                // A topic subscribed again begins again where its cursor says. Until here it was in force:
+                // the frames before this told their cursors of it as well.
+                for pattern in &patterns {
+                    self.remove(pattern);
+                }
+                self.subscribe_from(r#ref, patterns, cursor, out);
+            }
         }
     }
 
