@@ -17,6 +17,8 @@ use crate::lsn::Lsn;
 /// A table as the database describes it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableInfo {
+    pub schema: String,
+    pub name: String,
     /// In the key's order.
     pub primary_key: Vec<String>,
     /// Of its columns, by oid.
@@ -95,6 +97,11 @@ WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 "#;
 
+const NAME: &str = "
+SELECT n.nspname::text, c.relname::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
+";
+
 /// The fingerprints of those tables that exist, and the insert LSN read after them.
 pub async fn fingerprints(
     client: &Client,
@@ -121,11 +128,15 @@ pub async fn fetch(client: &Client, publication: &str, relid: u32) -> Result<Tab
         }
         key.sort_unstable();
         let types = types::load(client, &oids).await?;
+        let named = client.query_opt(NAME, &[&relid]).await?;
         let (after, insert_lsn) = fingerprints(client, publication, &[relid]).await?;
         if before != after {
             continue;
         }
-        let info = before.remove(&relid).map(|fingerprint| TableInfo {
+        let named = named.map(|row| (row.get(0), row.get(1)));
+        let info = before.remove(&relid).zip(named).map(|(fingerprint, (schema, name))| TableInfo {
+            schema,
+            name,
             primary_key: key.into_iter().map(|(_, name)| name).collect(),
             types,
             fingerprint,

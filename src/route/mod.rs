@@ -50,6 +50,9 @@ pub struct Known {
     shape: Option<Arc<Shape>>,
     /// The stream does not carry what routing needs; its rows are left out until it does.
     blocked: bool,
+    /// It bore the catalog's name when it was first looked at, so the number is its own: another name
+    /// later is a rename, and no other table.
+    ours: bool,
 }
 
 /// The relay's knowledge of tables, and how their rows are read.
@@ -137,7 +140,7 @@ impl Router {
         }
         let Some(relation) = self.relations.get(&relid).cloned() else { return Reading::Skip };
         let Some(known) = self.state.tables.get(&relid).cloned() else { return Reading::Ask };
-        let compiled = Plan::compile(&relation, &tracked, &known.info, |shape| self.number(relid, shape));
+        let compiled = Plan::compile(&relation, &tracked, &known, |shape| self.number(relid, shape));
         match compiled {
             Ok(plan) => {
                 let plan = Arc::new(plan);
@@ -178,14 +181,16 @@ impl Router {
             Some(_) => Some(Reason::SchemaChanged),
             None => Some(Reason::NewlyTracked),
         };
-        let (shape, blocked) = old.map_or((None, false), |known| (known.shape.clone(), known.blocked));
-        self.state.tables.insert(relid, Known { info: Arc::new(info), shape, blocked });
+        let named = (&info.schema, &info.name) == (&tracked.schema, &tracked.table);
+        let (shape, ours, blocked) = old
+            .map_or((None, named, false), |known| (known.shape.clone(), known.ours || named, known.blocked));
+        self.state.tables.insert(relid, Known { info: Arc::new(info), shape, ours, blocked });
         // If the stream still speaks of another shape, its rows up to here are those of the past; but if
         // it has passed the last answer, and this one is the same, it will not get any better.
         let passed = self.unreadable.remove(&relid).is_some_and(|upto| at > upto);
         if let Some(relation) = self.relations.get(&relid).cloned()
             && let Some(known) = self.state.tables.get(&relid).cloned()
-            && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known.info, Arc::new)
+            && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known, Arc::new)
         {
             if passed && reason.is_none() {
                 tracing::error!(table = %tracked.table, %why, "rows of this table are not delivered until it is mended");

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
+use super::Known;
 use super::catalog::Tracked;
 use super::template::Template;
 use crate::change::Shape;
 use crate::json;
 use crate::json::numbers::Quoting;
-use crate::postgres::tables::TableInfo;
 use crate::postgres::types::Type;
 use crate::wal::pgoutput::{Relation, ReplicaIdentity};
 
@@ -61,12 +61,13 @@ impl Plan {
     pub fn compile(
         relation: &Relation,
         tracked: &Tracked,
-        info: &TableInfo,
+        known: &Known,
         shape_of: impl FnOnce(Shape) -> Arc<Shape>,
     ) -> Result<Self, PlanError> {
+        let info = &known.info;
         let table = || format!("{}.{}", relation.namespace, relation.name);
         // Rows of another table must never be routed by this one's topics.
-        if (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
+        if !known.ours && (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
             return Err(PlanError::Name {
                 found: table(),
                 tracked: format!("{}.{}", tracked.schema, tracked.table),

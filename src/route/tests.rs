@@ -57,6 +57,8 @@ fn tuple(values: &[Option<&str>]) -> Tuple {
 
 fn fetch(fingerprint: &str, insert_lsn: u64) -> TableFetch {
     let info = TableInfo {
+        schema: "public".to_owned(),
+        name: "orders".to_owned(),
         primary_key: vec!["id".to_owned()],
         types: HashMap::new(),
         fingerprint: fingerprint.to_owned(),
@@ -259,12 +261,27 @@ fn an_identity_that_does_not_suffice_blocks_until_it_is_mended() {
 
 #[test]
 fn another_table_under_the_same_number_is_never_routed() {
-    let mut router = tracked();
-    let mut other = orders();
-    other.name = "salaries".to_owned();
-    router.relation(other);
+    // As after a restore: the catalog's number is that of a table with another name.
+    let mut router = Router::new(RouterState::default());
+    router.relation(catalog_relation());
+    track(&mut router, "{user:{user_id}:orders}", "1", 10);
+    let mut fetched = fetch("a", 20);
+    let salaries = || "salaries".to_owned();
+    fetched.info.as_mut().unwrap().name = salaries();
+    router.learn(ORDERS, fetched, at(10));
+    router.relation(Relation { name: salaries(), ..orders() });
     assert_eq!(marked(&mut router, 30), Position::MAX);
     assert!(skips(&mut router, 31));
+}
+
+#[test]
+fn a_table_that_is_renamed_goes_on_under_its_topics() {
+    let mut router = tracked();
+    router.relation(orders());
+    plan(&mut router, 30);
+    router.relation(Relation { name: "purchases".to_owned(), ..orders() });
+    let plan = plan(&mut router, 40);
+    assert_eq!((&*plan.shape.table, &*plan.shape.name), ("purchases", "orders"));
 }
 
 #[test]

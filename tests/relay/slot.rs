@@ -153,8 +153,7 @@ async fn commits_decoded_but_not_visible_while_opening_are_not_lost() {
     let (relay, open) = opening_behind_transactions(&pg).await;
     let number = pg.value("SELECT count(*) + 1 FROM orders").await;
     // Its commit is in the WAL behind the slot's beginning, and no session sees it.
-    pg.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
-    pg.sql("SELECT pg_reload_conf()").await;
+    pg.await_absent_standby().await;
     let hanging = tokio::spawn(async move { open.batch_execute("COMMIT").await });
     eventually(PATIENCE, "the commit waits for the standby", async || {
         (pg.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await == "1")
@@ -187,8 +186,7 @@ async fn commits_that_wait_for_a_standby_do_not_wait_for_the_relay() {
     let pg = with_orders(Options::scratch()).await;
     let relay = Relay::on(&pg).start().await;
     let (mut device, _) = subscribed(&relay).await;
-    pg.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
-    pg.sql("SELECT pg_reload_conf()").await;
+    pg.await_absent_standby().await;
     let client = pg.client().await;
     let hanging =
         tokio::spawn(async move { client.batch_execute("INSERT INTO orders VALUES (1, '1', 'x')").await });

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json};
 
+use super::super::Known;
 use super::*;
 use crate::change::{Operation, Shape};
 use crate::hub::view;
@@ -38,9 +39,15 @@ fn plan(full: bool) -> Plan {
         "columns" => Some("{id,owner,team,note,big}"),
         _ => None,
     });
-    let info =
-        TableInfo { primary_key: vec!["id".to_owned()], types: HashMap::new(), fingerprint: String::new() };
-    Plan::compile(&relation, &tracked.unwrap(), &info, |shape: Shape| shape.into()).unwrap()
+    let info = TableInfo {
+        schema: "public".to_owned(),
+        name: "items".to_owned(),
+        primary_key: vec!["id".to_owned()],
+        types: HashMap::new(),
+        fingerprint: String::new(),
+    };
+    let known = Known { info: info.into(), shape: None, ours: true, blocked: false };
+    Plan::compile(&relation, &tracked.unwrap(), &known, |shape: Shape| shape.into()).unwrap()
 }
 
 /// One version of a row, as text; `None` is NULL.

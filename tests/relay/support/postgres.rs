@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use super::wait::within;
+use super::wait::{PATIENCE, eventually, within};
 
 /// Changes when the template is made differently.
 const TEMPLATE_REVISION: u32 = 1;
@@ -152,6 +152,28 @@ impl TestPostgres {
     /// Starts it again, after a stop or a crash; the address stays.
     pub(crate) async fn start_again(&mut self) {
         self.cluster.start().await.unwrap();
+    }
+
+    /// Makes commits wait for a synchronous standby that does not exist. Returns when they do: a backend
+    /// learns of the setting later than the reload.
+    pub(crate) async fn await_absent_standby(&self) {
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+        self.sql("SELECT pg_reload_conf()").await;
+        let probe = self.client().await;
+        let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let probing = tokio::spawn(async move {
+            while probe.batch_execute("SELECT pg_logical_emit_message(true, 'probe', '')").await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        });
+        let waits =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'");
+        eventually(PATIENCE, "commits wait for the standby", async || {
+            (self.value(&waits).await == "1").then_some(())
+        })
+        .await;
+        self.sql(&format!("SELECT pg_terminate_backend({pid})")).await;
+        probing.await.unwrap();
     }
 
     /// A clean stop and a start.
