@@ -559,7 +559,12 @@ async fn play(choices: &[u8]) {
             }
         }
     }
-    settle(&mut world, &mut device).await;
+    finish(&mut world, &mut device).await;
+}
+
+/// Comes to rest, and compares every copy with the database.
+async fn finish(world: &mut World, device: &mut Device) {
+    settle(world, device).await;
     for (pattern, kept) in &device.kept {
         let copy = of_pattern(&kept.tables, pattern);
         assert_eq!(copy, of_pattern(&world.now, pattern), "{pattern}");
@@ -597,11 +602,63 @@ async fn rest(world: &World, device: &mut Device) {
     panic!("a session never comes to rest");
 }
 
+/// A device on a new connection that reads `pattern`, and is where the relay is.
+async fn reading(world: &mut World, pattern: &'static str) -> Device {
+    let mut device = Device { session: Some(world.session()), ..Device::default() };
+    device.subscribe(pattern, world).await;
+    rest(world, &mut device).await;
+    device
+}
+
+/// A transaction that is in the log and published.
+async fn publish(world: &mut World, kind: u8, choices: &[u8]) {
+    world.commit(kind, choices);
+    world.log.applied().await.unwrap();
+    assert!(world.publish());
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(test);
+}
+
+#[test]
+fn a_subscription_made_while_joining_misses_nothing() {
+    block_on(async {
+        let mut world = World::new();
+        let mut device = reading(&mut world, "user:1:*").await;
+        for _ in 0..20 {
+            publish(&mut world, 4, &[3]).await;
+        }
+        // The outbox was lost; the log is read; the outbox is open again, without the team's changes.
+        for _ in 0..2 {
+            assert_eq!(device.step().await, Step::Worked);
+        }
+        publish(&mut world, 4, &[1]).await;
+        device.subscribe("team:7:t2", &world).await;
+        finish(&mut world, &mut device).await;
+    });
+}
+
+#[test]
+fn a_mark_is_met_before_the_session_passes_it() {
+    block_on(async {
+        let mut world = World::new();
+        let mut device = reading(&mut world, "team:7:t1").await;
+        publish(&mut world, 4, &[0]).await;
+        rest(&world, &mut device).await;
+        publish(&mut world, 2, &[0]).await;
+        // The session takes what was published because of a request, and not in its own time.
+        device.subscribe("team:7:t2", &world).await;
+        device.read(usize::MAX, &world);
+        assert!(device.kept["team:7:t1"].stale.is_some());
+        finish(&mut world, &mut device).await;
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, max_shrink_iters: 300, ..ProptestConfig::default() })]
     #[test]
     fn a_copy_ends_as_the_table_is(choices in prop::collection::vec(any::<u8>(), 0..400)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(play(&choices));
+        block_on(play(&choices));
     }
 }
