@@ -60,11 +60,12 @@ impl Poller {
         let (client, _driver) = postgres::connect(&self.target).await?;
         loop {
             let asked = self.tables.borrow().clone();
+            let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
+            // Behind the fingerprints: a publication made again changes these too, and must not pass for DDL.
             let publication = client
                 .query_opt("SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1", &[&PUBLICATION])
                 .await?
                 .map(|row| row.get(0));
-            let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
             self.progress.saw_server_end(insert_lsn);
             self.look_at_slot(&client).await?;

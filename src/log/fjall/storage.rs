@@ -9,6 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fjall::compaction::Leveled;
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
@@ -294,14 +296,23 @@ fn span_options() -> KeyspaceCreateOptions {
         .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(TOP_LEVEL_TABLES)))
 }
 
+/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 fn lock(directory: &Path) -> Result<File, LogError> {
     let failed = failure_in(directory);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
     let file = file.map_err(&failed)?;
-    file.try_lock().map_err(|error| match error {
-        fs::TryLockError::Error(error) => failed(error),
-        fs::TryLockError::WouldBlock => failed(io::Error::other("another process has it open")),
-    })?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while let Err(error) = file.try_lock() {
+        match error {
+            fs::TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_PATIENCE / 50),
+            fs::TryLockError::WouldBlock => {
+                return Err(failed(io::Error::other("another process has it open")));
+            }
+            fs::TryLockError::Error(error) => return Err(failed(error)),
+        }
+    }
     Ok(file)
 }
 
