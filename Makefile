@@ -27,7 +27,7 @@ lint:
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 
 docs:
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --quiet --no-deps --document-private-items
 
 # One cargo command builds the library, the program and the tests, and then runs them all.
 test: deps lint docs
