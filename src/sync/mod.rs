@@ -2,7 +2,7 @@
 //!
 //! After the log in the flow, beside the hub: [`request`] reads what is asked, [`plan`] decides which
 //! tables can be answered from the log, [`page`] compacts a range of it with the same resolution of
-//! changes as live delivery, [`answer`] writes it. A request in which some table needs a full answer
+//! changes as live delivery, [`mod@answer`] writes it. A request in which some table needs a full answer
 //! is refused as a whole, naming those tables.
 //!
 //! Invariants: a page ends at a commit unless one transaction alone exceeds it; applying pages one
@@ -77,7 +77,7 @@ pub async fn answer(
     tokio::task::spawn_blocking(move || sync(&feed, &identity, &request)).await?
 }
 
-/// As [`answer`], for the NDJSON form: call [`SyncStream::next_lines`] where blocking is allowed.
+/// As [`answer()`], for the NDJSON form: call [`SyncStream::next_lines`] where blocking is allowed.
 pub async fn stream(
     feed: Arc<Feed>,
     identity: Arc<Identity>,

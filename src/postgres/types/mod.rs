@@ -5,7 +5,7 @@
 //! the log can keep it beside the rows that were written with it. Domains are resolved: a domain
 //! carries its own name and its base type's kind.
 //!
-//! [`Type::builtin`] knows the types that are the same on every server; [`load`] asks the catalog
+//! [`Type::builtin`] knows the types that are the same on every server; [`load()`] asks the catalog
 //! for the others, all of them in one query.
 //!
 //! Must not know: tables, topics, values.
