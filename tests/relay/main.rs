@@ -11,6 +11,7 @@ mod privacy;
 mod records;
 mod seam;
 mod serve;
+mod signin;
 mod slot;
 mod slow;
 mod support;
