@@ -27,6 +27,9 @@ pub(super) const STATE_ROUTER: &str = "router";
 pub(super) const STATE_SHAPES: &str = "next_shape";
 
 const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+/// Dropped messages are told in the relay's own log at most once in so long.
+const DROP_TOLD_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Nothing heard for so many times the interval of our own reports: the connection is given up. At half
 /// of it the server is asked for a sign of life.
 const SILENCE: u32 = 6;
@@ -63,6 +66,8 @@ pub(super) struct Driver {
     /// Ticks since the last frame. Not a time: while the log or the database is waited for nobody
     /// listens, and that is not the server's silence.
     silent_ticks: u32,
+    /// From when on a dropped message is told again.
+    drop_told_again: Instant,
 }
 
 impl Driver {
@@ -105,6 +110,7 @@ impl Driver {
             status_due: now,
             confirmed: Lsn::ZERO,
             silent_ticks: 0,
+            drop_told_again: now,
             feed,
         }
     }
@@ -333,7 +339,12 @@ impl Driver {
                     Dropped::Malformed => "malformed",
                 };
                 metrics::counter!("rowcast_messages_dropped_total", "why" => label).increment(1);
-                tracing::warn!(xid, lsn = %message.lsn, %why, "a logical message was dropped");
+                // Anyone may write such messages, as many as he likes; the metric counts them all.
+                let now = Instant::now();
+                if now >= self.drop_told_again {
+                    self.drop_told_again = now + DROP_TOLD_EVERY;
+                    tracing::warn!(xid, lsn = %message.lsn, %why, "a logical message was dropped");
+                }
             }
         }
         Ok(())
