@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -26,7 +25,7 @@ use crate::config::Config;
 use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
-use crate::transport::{self, Limits, Relay, Sessions};
+use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
 
 use embedded::EmbeddedDatabase;
 use signals::Signals;
@@ -34,6 +33,9 @@ use signals::Signals;
 /// What ingest may have handed to the log before it has to wait. Several parts of a big transaction, and
 /// far below what a transaction may cost in memory (256 MiB).
 const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// A connection over which nothing is written for so long is closed. Longer than any request takes.
+const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 
 /// Critical tasks: ingest, HTTP, alarms. Each fails at most once.
 const CRITICAL_TASKS: usize = 3;
@@ -172,11 +174,9 @@ impl Running {
     }
 
     fn spawn_http(&self, listener: TcpListener, failed: mpsc::Sender<anyhow::Error>) {
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY could not be set");
-            }
-        });
+        // Sockets hear a heartbeat before that, and requests are answered.
+        let patience = IDLE_CONNECTION.max(self.relay.limits.heartbeat * 3);
+        let listener = FrontDoor::new(listener, patience);
         let router = transport::router(Arc::clone(&self.relay));
         let shutdown = self.relay.shutdown.clone().cancelled_owned();
         let server = axum::serve(listener, router).with_graceful_shutdown(shutdown);

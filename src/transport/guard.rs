@@ -6,12 +6,13 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::Extension;
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::metrics::count_request;
 use super::problem_response::ProblemResponse;
@@ -68,14 +69,18 @@ fn explain(refusal: Response) -> Response {
     Response::from_parts(head, problem.into_body())
 }
 
-/// Waits for a place among those that are answered at once; a crowd is told to come back.
-pub(super) async fn at_most(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+/// The places of requests that are answered at once.
+pub(super) type Places = Extension<Arc<Semaphore>>;
+
+/// Waits for a place; a crowd is told to come back. Asked for when the request is there whole: who sends
+/// it slowly must not keep others waiting.
+pub(super) async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, ProblemResponse> {
     match tokio::time::timeout(PLACE_TIMEOUT, places.acquire()).await {
-        Ok(Ok(_place)) => next.run(request).await,
+        Ok(Ok(place)) => Ok(place),
         // The semaphore is never closed.
         Ok(Err(_)) | Err(_) => {
             let detail = "too many requests are being answered";
-            ProblemResponse::unavailable("busy", detail, Duration::from_secs(2)).into_response()
+            Err(ProblemResponse::unavailable("busy", detail, Duration::from_secs(2)))
         }
     }
 }

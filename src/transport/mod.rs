@@ -7,6 +7,7 @@
 mod guard;
 mod health;
 mod http_auth;
+mod listener;
 mod metrics;
 mod problem_response;
 mod relay;
@@ -14,6 +15,7 @@ mod rest;
 mod router;
 mod ws;
 
+pub(crate) use listener::FrontDoor;
 pub(crate) use metrics::install as install_metrics;
 pub use relay::{Limits, Relay, SessionPlace, Sessions};
 pub(crate) use router::router;

@@ -6,14 +6,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
+use super::guard::{self, Places};
 use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
@@ -31,18 +34,20 @@ type Pairs = Vec<(String, String)>;
 pub(super) async fn sync_by_query(
     State(relay): State<Arc<Relay>>,
     Authenticated(identity): Authenticated,
+    Extension(places): Places,
     headers: HeaderMap,
     pairs: Result<Query<Pairs>, QueryRejection>,
 ) -> Result<Response, ProblemResponse> {
     let Query(pairs) = pairs.map_err(|_| invalid("the query string cannot be decoded"))?;
     let request = SyncRequest::from_query(pairs)?;
-    answer(&relay, identity, request, &headers).await
+    answer(&relay, &places, identity, request, &headers).await
 }
 
 /// POST `/api/realtime/sync`
 pub(super) async fn sync_by_body(
     State(relay): State<Arc<Relay>>,
     Authenticated(identity): Authenticated,
+    Extension(places): Places,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ProblemResponse> {
@@ -51,15 +56,17 @@ pub(super) async fn sync_by_body(
         _ => invalid("the request's body could not be read"),
     })?;
     let request = SyncRequest::from_json(&body)?;
-    answer(&relay, identity, request, &headers).await
+    answer(&relay, &places, identity, request, &headers).await
 }
 
 async fn answer(
     relay: &Relay,
+    places: &Semaphore,
     identity: Identity,
     request: SyncRequest,
     headers: &HeaderMap,
 ) -> Result<Response, ProblemResponse> {
+    let _place = guard::place(places).await?;
     let Some(feed) = relay.current_feed() else {
         let detail = "the relay has no log yet; /ready says why";
         return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn;
 use axum::routing::get;
+use axum::{Extension, Router};
 use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 
@@ -22,7 +22,7 @@ pub(crate) fn router(relay: Arc<Relay>) -> Router {
     let rest = Router::new()
         .route("/api/realtime/sync", get(rest::sync_by_query).post(rest::sync_by_body))
         .layer(DefaultBodyLimit::max(relay.limits.max_message_size))
-        .layer(from_fn_with_state(Arc::new(Semaphore::new(CONCURRENT_READS)), guard::at_most))
+        .layer(Extension(Arc::new(Semaphore::new(CONCURRENT_READS))))
         .layer(from_fn(guard::in_time));
     let operation = Router::new()
         .route("/health", get(health::health))

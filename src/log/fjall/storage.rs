@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -97,6 +98,7 @@ impl Storage {
         if !directory.try_exists().map_err(&failed)? {
             return Ok(None);
         }
+        close_to_others(directory).map_err(&failed)?;
         let lock = lock(directory)?;
         let data = directory.join("data");
         for leftover in ["new", "old"] {
@@ -121,6 +123,7 @@ impl Storage {
     pub(super) fn create(directory: &Path, beginning: &Beginning, now: i64) -> Result<Self, LogError> {
         let failed = failure_in(directory);
         fs::create_dir_all(directory).map_err(&failed)?;
+        close_to_others(directory).map_err(&failed)?;
         let lock = lock(directory)?;
         let [data, new, old] = ["data", "new", "old"].map(|name| directory.join(name));
         for leftover in [&new, &old] {
@@ -237,6 +240,22 @@ pub(super) fn span_key(seq: u64) -> String {
 /// JSON of a value whose type cannot fail to be written.
 pub(super) fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, LogError> {
     serde_json::to_vec(value).map_err(|_| LogError::Corrupt("a value that cannot be written"))
+}
+
+/// The log holds everybody's rows, and the secret that signs messages. A directory of another owner (a
+/// mounted volume) cannot be closed, and is no reason not to run.
+fn close_to_others(directory: &Path) -> io::Result<()> {
+    let mode = fs::metadata(directory)?.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(directory, fs::Permissions::from_mode(mode & 0o7700)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tracing::warn!(directory = %directory.display(), "other users of this machine may read the log, which holds all rows; close its directory to them");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 fn open_database(path: &Path) -> fjall::Result<Database> {

@@ -184,7 +184,8 @@ impl Driver {
         }
         *next = now + heartbeat;
         self.out.push(Answer::Heartbeat { cursor: session.cursor() }.to_json().into());
-        self.outgoing.ping().await
+        // A device that takes nothing must not hold up the end of its session.
+        tokio::time::timeout(heartbeat * 2, self.outgoing.ping()).await.unwrap_or(Err(Closing::Idle))
     }
 
     async fn take_message(

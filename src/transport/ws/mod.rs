@@ -29,6 +29,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::Relay;
 use super::problem_response::ProblemResponse;
+use crate::auth::AuthError;
 use crate::auth::bearer::{self, Carriers};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
@@ -66,7 +67,11 @@ pub(crate) async fn upgrade(
         query: query.as_deref().filter(|_| relay.limits.url_token),
     };
     // A browser cannot see the status of a refused upgrade, so a bad token is told on the socket.
-    let token = bearer::find(carriers).map(|token| token.map(str::to_owned));
+    let token = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
+        // Which of several counts would depend on who reads the request.
+        Some(_) => Err(AuthError::Several),
+        None => bearer::find(carriers).map(|token| token.map(str::to_owned)),
+    };
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
     let upgrade = upgrade

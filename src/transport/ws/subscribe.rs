@@ -19,6 +19,10 @@ use crate::topic::{Pattern, decode_segment};
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
 
+/// A message that names more topics than so many times the subscriptions of a session is refused whole:
+/// each refused topic is an answer many times as long as the topic.
+const TOPICS_FOR_EACH_PLACE: usize = 4;
+
 /// How long a subscription waits for the stream to pass a mark ahead of it.
 const MARK_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2_000 });
 
@@ -87,6 +91,11 @@ impl Session {
         cursor: Option<&str>,
         out: &mut Vec<Bytes>,
     ) {
+        let most = self.relay.limits.max_subscriptions_per_session.saturating_mul(TOPICS_FOR_EACH_PLACE);
+        if topics.len() > most {
+            let why = refusal("too_many_subscriptions", format!("a message names at most {most} topics"));
+            return answer_refusal(r#ref.as_ref(), why, out);
+        }
         let cursor = match cursor.map(|text| self.check_cursor(text)).transpose() {
             Ok(cursor) => cursor,
             Err(why) => return answer_refusal(r#ref.as_ref(), why, out),
