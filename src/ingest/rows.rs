@@ -108,10 +108,11 @@ impl Driver {
             metrics::counter!("rowcast_messages_dropped_total", "why" => "not_transactional").increment(1);
             return Ok(());
         }
-        let (index, _, skipped) = self.place()?;
+        // Messages of others take no place, however many there are.
         if message.prefix != PREFIX {
             return Ok(());
         }
+        let (index, _, skipped) = self.place()?;
         let xid = self.assembly()?.xid();
         match self.router.secret().open(xid, &message.content) {
             Ok(LogicalMessage::Fence(id)) => self.assembly()?.fence = Some(id),
