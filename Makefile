@@ -17,9 +17,11 @@ deps:
 	@sh scripts/install-deps.sh
 
 demo: deps
+	@$(CARGO) build
 	@$(CARGO) run --quiet -- demo $(ARGS)
 
 demo-check: deps
+	@$(CARGO) build
 	@$(CARGO) run --quiet -- demo --check $(ARGS)
 
 lint:

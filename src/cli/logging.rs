@@ -8,7 +8,8 @@ use tracing_subscriber::filter::Directive;
 
 use super::failure::Failure;
 
-/// Libraries that would write down what passes through them, rows and tokens, at their lower levels.
+/// Libraries that would write down what passes through them, rows and tokens, at their lower levels. At
+/// `info` tokio-postgres repeats every NOTICE of the server, also into the demo, which asks for warnings.
 const QUIET: [&str; 3] = ["tungstenite", "tokio_tungstenite", "tokio_postgres"];
 
 /// The storage engine tells of its housekeeping; only its warnings concern a user who asks for no more.
@@ -23,7 +24,7 @@ fn at_level(target: &str, level: &str) -> Directive {
 pub(super) fn start(config: &Config) -> Result<(), Failure> {
     let filter = EnvFilter::builder().parse(&config.log_level);
     let filter = filter.map_err(|error| Failure::usage(format!("log_level: {error}")))?;
-    let filter = QUIET.iter().fold(filter, |filter, target| filter.add_directive(at_level(target, "info")));
+    let filter = QUIET.iter().fold(filter, |filter, target| filter.add_directive(at_level(target, "warn")));
     let unnamed = HOUSEKEEPING.iter().filter(|target| !config.log_level.contains(**target));
     let filter = unnamed.fold(filter, |filter, target| filter.add_directive(at_level(target, "warn")));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

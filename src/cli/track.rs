@@ -38,6 +38,8 @@ pub(super) fn failed(table: &str, verb: &str, error: &tokio_postgres::Error) -> 
         Some(&SqlState::INVALID_SCHEMA_NAME | &SqlState::UNDEFINED_FUNCTION) => {
             failure.hint("install the catalog first: rowcast init")
         }
+        // The publication, dropped by hand.
+        Some(&SqlState::UNDEFINED_OBJECT) => failure.hint("install the catalog again: rowcast init"),
         Some(&SqlState::UNDEFINED_TABLE) => {
             failure.hint("name the table with its schema, as in public.orders")
         }

@@ -19,5 +19,5 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<(), Failure> {
         database.client.execute("SELECT rowcast.untrack($1::text::regclass)", &[&args.table]).await;
     database.close().await;
     untracked.map_err(|error| failed(&args.table, "untracked", &error))?;
-    say(&format!("{} is no longer tracked", args.table))
+    say(&format!("{} is untracked", args.table))
 }

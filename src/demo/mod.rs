@@ -74,7 +74,7 @@ async fn play(stage: &Stage, screen: Screen, mode: Mode, begun: Instant) -> anyh
     let setup = begun.elapsed().as_secs_f64();
     screen.fact("relay", &format!("http://{}, ready after {setup:.1} s", stage.address()))?;
     screen.fact("people", "Mia (user 42) with a phone and a laptop, Tom (user 7) with a phone")?;
-    screen.fact("times", "from the commit's return to the frame's arrival")?;
+    screen.fact("times", "from the commit's return to the frame; 0.00: it came even before")?;
     let mut cast = Cast::assemble(stage, screen).await?;
     let from = cast.devices[cast::LAPTOP].cursor().to_owned();
     let pause = Pause(if mode == Mode::Show { READING_PAUSE } else { Duration::ZERO });

@@ -160,7 +160,7 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
     let Some(publication) = row.get::<_, Option<u32>>(5) else {
         return Err(IngestError::setup(
             format!("the publication {PUBLICATION} is missing in the database {database}"),
-            "run rowcast init with the same --database-url as a role that may create schemas and roles",
+            "run rowcast init on this database as a role that may create schemas and roles, then track its tables",
         ));
     };
     if !row.get::<_, bool>(6) {

@@ -436,7 +436,8 @@ async fn status_interval(database: &mut Database) -> Result<Duration, IngestErro
 }
 
 /// The causes beneath an error, for the log.
-fn error_chain(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> Option<String> {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    (!causes.is_empty()).then(|| causes.join(": "))
 }
