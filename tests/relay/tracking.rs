@@ -375,7 +375,7 @@ async fn rows_of_a_time_keep_its_topics_over_a_restart() {
     pg.sql("INSERT INTO orders VALUES (1, 4, 2, 'later', 'planted-secret-value')").await;
     frames.extend(frames_until_now(&pg, &mut two, "user:2").await);
     let seen = notes(&frames);
-    assert!(seen == ["later"] || seen == ["of two", "later"], "{seen:?}");
+    assert!(seen == ["later"] || seen == ["of two", "later"], "{frames:?}");
     let mut one = Device::of(&relay, "1", "phone").connect().await;
     one.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "cursor": old})).await;
     let mut first = one.until("sync_required").await;

@@ -70,6 +70,12 @@ struct Driver {
     relay: Arc<Relay>,
 }
 
+/// When the device is told next that the session lives, and asked next whether it does.
+struct Beats {
+    frame: Instant,
+    ping: Instant,
+}
+
 enum Never {}
 
 impl Driver {
@@ -115,17 +121,17 @@ impl Driver {
 
     async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
         let heartbeat = self.relay.limits.heartbeat;
-        let mut next_beat = Instant::now() + heartbeat;
+        let mut beats = Beats { frame: Instant::now() + heartbeat, ping: Instant::now() + heartbeat };
         loop {
             let step = session.step(&mut self.out).await?;
-            self.write(session, &mut next_beat).await?;
+            self.write(session, &mut beats).await?;
             if step == Step::Worked {
                 // More may be ready; but a device that speaks meanwhile is heard.
                 while let Some(message) = self.incoming.next().now_or_never() {
                     self.take_message(session, message).await?;
                 }
                 self.check_over(session)?;
-                self.beat(session, &mut next_beat).await?;
+                self.beat(session, &mut beats).await?;
                 continue;
             }
             let expiry = expiry(&session.identity);
@@ -133,7 +139,7 @@ impl Driver {
             tokio::select! {
                 () = session.seat.ready() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
-                () = tokio::time::sleep_until(next_beat) => self.beat(session, &mut next_beat).await?,
+                () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 () = until(expiry) => {}
                 () = self.relay.shutdown.cancelled() => {}
                 () = session.feed.hub.closed().cancelled() => {}
@@ -144,13 +150,13 @@ impl Driver {
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
     /// expires meanwhile ends the session there and then.
-    async fn write(&mut self, session: &mut Session, next_beat: &mut Instant) -> Result<(), Closing> {
+    async fn write(&mut self, session: &mut Session, beats: &mut Beats) -> Result<(), Closing> {
         if self.out.is_empty() {
             return Ok(());
         }
         let patience = self.relay.limits.heartbeat * 2;
         let (shutdown, closed) = (self.relay.shutdown.clone(), session.feed.hub.closed().clone());
-        *next_beat = Instant::now() + self.relay.limits.heartbeat;
+        beats.frame = Instant::now() + self.relay.limits.heartbeat;
         tokio::select! {
             biased;
             sent = self.outgoing.send(&mut self.out) => sent,
@@ -173,17 +179,22 @@ impl Driver {
         if self.relay.shutdown.is_cancelled() { Err(restart()) } else { Ok(()) }
     }
 
-    async fn beat(&mut self, session: &Session, next: &mut Instant) -> Result<(), Closing> {
+    /// Pings at every heartbeat, whatever else is written: a device that only listens is heard of by its
+    /// pongs alone. The heartbeat's frame, with the cursor, comes when nothing else did.
+    async fn beat(&mut self, session: &Session, beats: &mut Beats) -> Result<(), Closing> {
         let now = Instant::now();
         let heartbeat = self.relay.limits.heartbeat;
         if now.duration_since(self.heard) > heartbeat * 2 + heartbeat / 2 {
             return Err(Closing::Idle);
         }
-        if now < *next {
+        if now >= beats.frame {
+            beats.frame = now + heartbeat;
+            self.out.push(Answer::Heartbeat { cursor: session.cursor() }.to_json().into());
+        }
+        if now < beats.ping {
             return Ok(());
         }
-        *next = now + heartbeat;
-        self.out.push(Answer::Heartbeat { cursor: session.cursor() }.to_json().into());
+        beats.ping = now + heartbeat;
         // A device that takes nothing must not hold up the end of its session.
         tokio::time::timeout(heartbeat * 2, self.outgoing.ping()).await.unwrap_or(Err(Closing::Idle))
     }

@@ -153,3 +153,20 @@ async fn two_sessions_of_one_device_are_both_served() {
     assert_eq!(frames.iter().filter(|frame| frame.kind == "database_change").count(), 2);
     assert!(changes_until_now(&pg, &mut stranger, "user:2").await.is_empty());
 }
+
+/// A device that gets changes all the time and says nothing lives by its pongs.
+#[tokio::test]
+async fn a_device_that_only_listens_is_not_taken_for_dead() {
+    let (pg, relay) = scene_with(TABLES, |setup| setup.env("ROWCAST_HEARTBEAT", "200ms")).await;
+    let mut device = Device::of(&relay, "1", "phone").connect().await;
+    device.subscribe(&["user:1:orders"], None).await;
+    // Ten times as long as a silent device would have been given.
+    let begun = std::time::Instant::now();
+    for id in 1.. {
+        pg.sql(&format!("INSERT INTO orders VALUES (1, {id})")).await;
+        assert_eq!(device.change().await.key_text(), format!(r#"{{"user_id":1,"id":{id}}}"#));
+        if begun.elapsed() > std::time::Duration::from_secs(5) {
+            break;
+        }
+    }
+}
