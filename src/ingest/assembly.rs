@@ -33,7 +33,6 @@ pub(super) struct Assembly {
     deliveries: Vec<Delivery>,
     size: usize,
     pub(super) tag: Option<Tag>,
-    pub(super) fence: Option<String>,
     pub(super) marks: Vec<Mark>,
     /// Set once a part was passed on.
     attempt: Option<u32>,
@@ -54,7 +53,6 @@ impl Assembly {
             deliveries: Vec::new(),
             size: 0,
             tag: None,
-            fence: None,
             marks: Vec::new(),
             attempt: None,
             touched: Touched::default(),
