@@ -10,8 +10,8 @@ DECLARE
 BEGIN
   IF to_regclass('rowcast.settings') IS NOT NULL THEN
     SELECT value::int INTO installed FROM rowcast.settings WHERE name = 'version';
-    IF installed > 1 THEN
-      RAISE EXCEPTION 'the catalog of this database has version %, these files have version 1', installed
+    IF installed > 2 THEN
+      RAISE EXCEPTION 'the catalog of this database has version %, these files have version 2', installed
         USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Use the rowcast release that installed it, or a later one.';
     END IF;
   END IF;

@@ -15,7 +15,7 @@ GRANT EXECUTE ON FUNCTION rowcast.tag(text, text, text), rowcast.broadcast(text,
 GRANT SELECT ON ALL TABLES IN SCHEMA rowcast TO rowcast_relay;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA rowcast TO rowcast_relay;
 
-INSERT INTO rowcast.settings (name, value) VALUES ('version', '1')
+INSERT INTO rowcast.settings (name, value) VALUES ('version', '2')
 ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE settings.value <> excluded.value;
 
 DO $$

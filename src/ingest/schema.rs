@@ -2,7 +2,6 @@
 //! sent, and rows that cannot be read.
 
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 use super::PUBLICATION;
 use super::driver::Driver;
@@ -11,8 +10,8 @@ use super::poller::Poll;
 use crate::change::{Mark, Reason};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::postgres::Database;
 use crate::postgres::tables::{self, TableError, TableFetch};
-use crate::postgres::{self, Target};
 use crate::route::{Plan, Reading, RowError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,29 +25,6 @@ SELECT pg_catalog.pg_visible_in_snapshot((CASE WHEN near > xmax + 2147483648 THE
 FROM pg_catalog.pg_current_snapshot() s
 CROSS JOIN LATERAL (SELECT pg_catalog.pg_snapshot_xmax(s)::text::int8 AS xmax) x
 CROSS JOIN LATERAL (SELECT (xmax >> 32 << 32) + $1::int8 AS near) n";
-
-/// Ingest's own connection for questions, made when first needed.
-#[derive(Debug)]
-pub(super) struct Database {
-    target: Target,
-    connection: Option<(Client, postgres::Driver)>,
-}
-
-impl Database {
-    pub(super) fn new(target: Target) -> Self {
-        Database { target, connection: None }
-    }
-
-    pub(super) async fn client(&mut self) -> Result<&mut Client, IngestError> {
-        if self.connection.as_ref().is_none_or(|(client, _)| client.is_closed()) {
-            self.connection = Some(postgres::connect(&self.target).await?);
-        }
-        match &mut self.connection {
-            Some((client, _)) => Ok(client),
-            None => Err(IngestError::Protocol("no connection")),
-        }
-    }
-}
 
 impl Driver {
     /// How to read the rows of a table at this place; `None`: they are for nobody.
@@ -113,7 +89,7 @@ impl Driver {
 
     /// Taken out, so that the stream can be served while an answer is awaited.
     fn take_database(&mut self) -> Database {
-        let spare = Database::new(self.database.target.clone());
+        let spare = self.database.another();
         std::mem::replace(&mut self.database, spare)
     }
 

@@ -245,6 +245,19 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
 
     fn state(&self, name: &str) -> Result<Option<Vec<u8>>, LogError>;
 
+    /// All named values whose names begin with `prefix`, in the order of their names.
+    fn states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError>;
+
+    /// Keeps a small named value beside the log: what belongs to no position, such as the registry of
+    /// devices. Readable at once, durable with the next group commit, gone with the epoch; `None`
+    /// removes. Anyone may call it at any time; of one name the last call counts.
+    fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError>;
+
+    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError>;
+
+    /// All kept values whose names begin with `prefix`, in the order of their names.
+    fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError>;
+
     fn stats(&self) -> LogStats;
 }
 

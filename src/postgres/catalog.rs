@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 /// The version of the catalog that this release installs and reads.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
 
 /// The oldest server that knows column lists in publications, as `server_version_num`.
 const OLDEST_SERVER: i32 = 150_000;

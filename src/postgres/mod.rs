@@ -7,6 +7,7 @@
 pub mod catalog;
 mod connect;
 mod conninfo;
+mod database;
 mod error;
 mod passfile;
 mod settings;
@@ -15,6 +16,7 @@ mod target;
 pub mod types;
 
 pub use connect::{Driver, connect};
+pub use database::Database;
 pub use error::{ConnectError, ServerError};
 pub use settings::{PinScope, SET_LOCAL};
 pub use target::{Target, TargetError};

@@ -270,6 +270,25 @@ impl Log for FjallLog {
         self.shared.storage.state(name)
     }
 
+    fn states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        self.shared.storage.states(prefix)
+    }
+
+    fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError> {
+        match self.shared.failure() {
+            Some(error) => Err(error),
+            None => self.shared.storage.keep(name, value),
+        }
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        self.shared.storage.kept(name)
+    }
+
+    fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        self.shared.storage.kept_under(prefix)
+    }
+
     fn stats(&self) -> LogStats {
         LogStats {
             bytes_on_disk: self.shared.storage.db.disk_space().unwrap_or_default(),

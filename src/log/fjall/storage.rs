@@ -179,6 +179,37 @@ impl Storage {
         Ok(value.map(|value| value.to_vec()))
     }
 
+    pub(super) fn states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        self.named(&state_key(""), prefix)
+    }
+
+    pub(super) fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError> {
+        let kept = match value {
+            Some(value) => self.meta.insert(kept_key(name), value),
+            None => self.meta.remove(kept_key(name)),
+        };
+        kept.map_err(self.failure())
+    }
+
+    pub(super) fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        let value = self.meta.get(kept_key(name)).map_err(self.failure())?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    pub(super) fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        self.named(&kept_key(""), prefix)
+    }
+
+    /// Names and values of one kind, whose names begin with `prefix`.
+    fn named(&self, kind: &str, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        let decode = |guard: Guard| {
+            let (key, value) = guard.into_inner().map_err(self.failure())?;
+            let name = std::str::from_utf8(&key).ok().and_then(|key| key.strip_prefix(kind));
+            Ok((name.ok_or(LogError::Corrupt("a name"))?.to_owned(), value.to_vec()))
+        };
+        self.meta.prefix(format!("{kind}{prefix}")).map(decode).collect()
+    }
+
     pub(super) fn shapes(&self) -> Result<Vec<Shape>, LogError> {
         self.all("shape/", "a shape")
     }
@@ -222,6 +253,10 @@ impl Storage {
 
 pub(super) fn state_key(name: &str) -> String {
     format!("state/{name}")
+}
+
+fn kept_key(name: &str) -> String {
+    format!("kept/{name}")
 }
 
 pub(super) fn shape_key(id: u32) -> String {

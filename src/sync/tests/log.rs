@@ -25,6 +25,7 @@ pub(super) struct MemoryLog {
     /// Comes into force in the middle of the next read, as ingest's marks may.
     pub(super) mark_during_read: Mutex<Option<Mark>>,
     pub(super) watermark: watch::Sender<Watermark>,
+    kept: Mutex<std::collections::BTreeMap<String, Vec<u8>>>,
 }
 
 impl MemoryLog {
@@ -36,6 +37,7 @@ impl MemoryLog {
             marks: Mutex::default(),
             marks_version: AtomicU64::new(0),
             mark_during_read: Mutex::new(None),
+            kept: Mutex::default(),
             watermark: watch::channel(Watermark { lsn: end, greatest_committed_at }).0,
         }
     }
@@ -182,6 +184,29 @@ impl Log for MemoryLog {
 
     fn state(&self, _: &str) -> Result<Option<Vec<u8>>, LogError> {
         Ok(None)
+    }
+
+    fn states(&self, _prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        Ok(Vec::new())
+    }
+
+    fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError> {
+        let mut kept = self.kept.lock().unwrap();
+        match value {
+            Some(value) => kept.insert(name.to_owned(), value.to_vec()),
+            None => kept.remove(name),
+        };
+        Ok(())
+    }
+
+    fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
+        Ok(self.kept.lock().unwrap().get(name).cloned())
+    }
+
+    fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        let kept = self.kept.lock().unwrap();
+        let under = kept.iter().filter(|(name, _)| name.starts_with(prefix));
+        Ok(under.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     fn stats(&self) -> LogStats {

@@ -323,3 +323,26 @@ proptest! {
         }
     }
 }
+
+#[tokio::test]
+async fn what_is_kept_beside_the_log_outlasts_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let log = create(&options);
+    let kept = |log: &FjallLog, prefix| {
+        let kept = log.kept_under(prefix).unwrap();
+        kept.into_iter().map(|(name, value)| (name, String::from_utf8(value).unwrap())).collect::<Vec<_>>()
+    };
+    for (name, value) in [("device/b", Some("2")), ("device/a", Some("0")), ("other", Some("x"))] {
+        log.keep(name, value.map(str::as_bytes)).unwrap();
+    }
+    log.keep("device/a", Some(b"1")).unwrap();
+    log.keep("other", None).unwrap();
+    let devices = [("device/a".to_owned(), "1".to_owned()), ("device/b".to_owned(), "2".to_owned())];
+    assert_eq!(kept(&log, ""), devices);
+    drop(log);
+    let log = FjallLog::open(&options).unwrap().unwrap();
+    assert_eq!(kept(&log, "device/"), devices);
+    assert_eq!((log.kept("device/b").unwrap(), log.kept("other").unwrap()), (Some(b"2".to_vec()), None));
+    assert_eq!(log.states("device/").unwrap(), []);
+}

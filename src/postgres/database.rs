@@ -1,0 +1,41 @@
+//! A connection that is made when it is first needed, kept, and made again when it broke.
+
+use tokio_postgres::Client;
+
+use super::{ConnectError, Driver, Target, connect};
+
+/// One session at a time; who needs several at once makes several of these.
+#[derive(Debug)]
+pub struct Database {
+    target: Target,
+    connection: Option<(Client, Driver)>,
+}
+
+impl Database {
+    pub fn new(target: Target) -> Self {
+        Database { target, connection: None }
+    }
+
+    /// To the same servers, not connected yet.
+    pub fn another(&self) -> Self {
+        Database::new(self.target.clone())
+    }
+
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The session, connected. That it still works shows only when it is used.
+    pub async fn client(&mut self) -> Result<&mut Client, ConnectError> {
+        let connection = match self.connection.take() {
+            Some(connection) if !connection.0.is_closed() => connection,
+            _ => connect(&self.target).await?,
+        };
+        Ok(&mut self.connection.insert(connection).0)
+    }
+
+    /// Gives the session up, with whatever it was in the middle of; the next one is new.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+    }
+}
