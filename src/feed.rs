@@ -6,6 +6,8 @@ use std::sync::{Arc, RwLock};
 
 use crate::change::Reason;
 use crate::cursor::{Cursor, Epoch};
+use crate::fence::Fences;
+use crate::horizon::Horizon;
 use crate::hub::Hub;
 use crate::log::{Log, Watermark};
 use crate::lsn::Lsn;
@@ -18,6 +20,8 @@ pub struct Feed {
     pub epoch: Epoch,
     pub log: Arc<dyn Log>,
     pub hub: Arc<Hub>,
+    pub horizon: Horizon,
+    pub fences: Fences,
     directory: RwLock<Arc<Directory>>,
 }
 
@@ -39,8 +43,16 @@ pub struct DirectoryTable {
 }
 
 impl Feed {
-    pub fn new(log: Arc<dyn Log>, start: Lsn) -> Arc<Self> {
-        Arc::new(Feed { epoch: log.epoch(), hub: Hub::new(start), log, directory: RwLock::default() })
+    /// `start`: the log's end. `horizon`: up to where it is known to be visible to other sessions.
+    pub fn new(log: Arc<dyn Log>, start: Lsn, horizon: Horizon) -> Arc<Self> {
+        Arc::new(Feed {
+            epoch: log.epoch(),
+            hub: Hub::new(start),
+            log,
+            horizon,
+            fences: Fences::default(),
+            directory: RwLock::default(),
+        })
     }
 
     pub fn directory(&self) -> Arc<Directory> {
