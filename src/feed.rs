@@ -12,7 +12,7 @@ use crate::hub::Hub;
 use crate::log::{Log, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::route::{Catalog, RouterState, Template};
+use crate::route::{Catalog, RouterState, Tracked};
 use crate::topic::Pattern;
 
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct DirectoryTable {
     /// The last segment of its topics.
     pub name: Arc<str>,
     pub key: Vec<String>,
-    templates: Vec<Template>,
+    pub tracked: Arc<Tracked>,
 }
 
 impl Feed {
@@ -91,7 +91,7 @@ impl Directory {
             .map(|tracked| DirectoryTable {
                 name: Arc::clone(&tracked.name),
                 key: state.tables.get(&tracked.relid).map(|k| k.info.primary_key.clone()).unwrap_or_default(),
-                templates: tracked.templates.clone(),
+                tracked: Arc::clone(tracked),
             })
             .collect();
         tables.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -104,6 +104,7 @@ impl Directory {
 
     /// The tables that readers of a pattern read.
     pub fn matching<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = &'a DirectoryTable> {
-        self.tables.iter().filter(|table| table.templates.iter().any(|t| t.may_match(pattern)))
+        let reads = |table: &&DirectoryTable| table.tracked.templates.iter().any(|t| t.may_match(pattern));
+        self.tables.iter().filter(reads)
     }
 }
