@@ -34,7 +34,7 @@ use crate::topic::Pattern;
 use claims::Claims;
 pub use error::{AuthConfigError, AuthError};
 pub use grants::Grants;
-use jwks::Jwks;
+use jwks::{Jwks, Refreshed};
 pub use jwks::{JwksConfig, JwksSetupError, JwksUrl, JwksUrlError};
 pub use keys::{KeyError, MIN_SECRET_BYTES};
 use keys::{KeySet, Sealed};
@@ -193,12 +193,15 @@ impl Verifier {
     /// moment for the issuer's keys to be fetched. Cancel-safe.
     pub async fn verify_refreshing(&self, token: &str, now_unix: i64) -> Result<Identity, AuthError> {
         let first = self.verify(token, now_unix);
-        let Some(jwks) = &self.jwks else { return first };
-        match first {
-            Err(AuthError::UnknownKey | AuthError::KeysUnavailable) if jwks.refreshed().await => {
-                self.verify(token, now_unix)
+        match (&self.jwks, &first) {
+            (Some(jwks), Err(AuthError::UnknownKey | AuthError::KeysUnavailable)) => {
+                match jwks.refreshed().await {
+                    Refreshed::Done => self.verify(token, now_unix),
+                    Refreshed::NotYet => Err(AuthError::KeysUnavailable),
+                    Refreshed::TooSoon => first,
+                }
             }
-            other => other,
+            _ => first,
         }
     }
 

@@ -48,6 +48,17 @@ pub struct JwksConfig {
     pub kept_in: PathBuf,
 }
 
+/// What became of a fetch that a token asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refreshed {
+    /// It has ended, well or not: look again.
+    Done,
+    /// It takes longer than a request may wait.
+    NotYet,
+    /// There was one for such a token too short a time ago.
+    TooSoon,
+}
+
 /// The keys of one issuer.
 #[derive(Debug)]
 pub(super) struct Jwks {
@@ -93,19 +104,22 @@ impl Jwks {
         }
     }
 
-    /// Waits for a moment until the set was fetched, where that may help a token that was refused.
-    /// Whether to look again. Cancel-safe.
-    pub(super) async fn refreshed(&self) -> bool {
+    /// Asks for a fetch where that may help a token that was refused, and waits for it for a moment.
+    /// Cancel-safe.
+    pub(super) async fn refreshed(&self) -> Refreshed {
         let mut asked = None;
         self.state.send_if_modified(|state| {
             let before = state.asked();
             asked = state.ask(Instant::now());
             state.asked() != before
         });
-        let Some(asked) = asked else { return false };
+        let Some(asked) = asked else { return Refreshed::TooSoon };
         let mut state = self.state.subscribe();
         let answered = state.wait_for(|state| state.answered() >= asked);
-        tokio::time::timeout(PATIENCE, answered).await.is_ok_and(|answered| answered.is_ok())
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(_) => Refreshed::Done,
+            Err(_) => Refreshed::NotYet,
+        }
     }
 
     /// Fetches the set at once, when it is due and when somebody asks; until shutdown.
@@ -140,12 +154,14 @@ impl Jwks {
             Ok(set) => (Some(set), None),
             Err(error) => (None, Some(error)),
         };
-        self.report(set.as_ref(), failure.as_ref(), backoff.failures());
+        let healthy = failure.is_none();
+        let (keys, first) = (set.as_ref().map(|set| set.keys.clone()), !self.state.borrow().fetched());
+        // Devices first: they may be waiting for it.
+        self.state.send_modify(|state| state.answer(asked, keys, healthy));
+        self.report(set.as_ref(), failure.as_ref(), first, backoff.failures());
         if let Some(set) = &set {
             self.kept.write(set).await;
         }
-        let healthy = failure.is_none();
-        self.state.send_modify(|state| state.answer(asked, set.map(|set| set.keys), healthy));
         if healthy {
             backoff.reset();
             self.refresh.mul_f64(1.0 - rand::random_range(0.0..REFRESH_SPREAD))
@@ -155,8 +171,8 @@ impl Jwks {
     }
 
     /// Counts every fetch; tells the log only what changed.
-    fn report(&self, set: Option<&JwkSet>, failure: Option<&FetchError>, failures: u32) {
-        let keys = set.map_or_else(|| self.state.borrow().keys.len(), |set| set.keys.len());
+    fn report(&self, set: Option<&JwkSet>, failure: Option<&FetchError>, first: bool, failures: u32) {
+        let keys = self.state.borrow().keys.len();
         let outcome = if failure.is_none() { "ok" } else { "failed" };
         metrics::counter!("rowcast_jwks_fetches_total", "outcome" => outcome).increment(1);
         metrics::gauge!("rowcast_jwks_keys").set(u32::try_from(keys).unwrap_or(u32::MAX));
@@ -168,7 +184,7 @@ impl Jwks {
                 tracing::warn!(%url, error, keys, "the signing keys of jwks_url cannot be fetched; tokens are checked with those that are known, and it is tried again until it works");
             }
             (Some(error), _) => tracing::debug!(%url, error = error.with_causes(), "jwks_url still fails"),
-            (None, Some(set)) if failures > 0 || !self.state.borrow().fetched() => {
+            (None, Some(set)) if first || failures > 0 => {
                 tracing::info!(%url, keys, ignored = set.ignored, "the signing keys of jwks_url were fetched");
             }
             (None, _) => {}
