@@ -273,6 +273,6 @@ impl Verifier {
 mod key_tests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod test_signer;
+pub(crate) mod test_signer;
 #[cfg(test)]
 mod tests;
