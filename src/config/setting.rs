@@ -218,6 +218,7 @@ impl<S: Setting> Setting for Option<S> {
 
 impl<S: Setting> Setting for Vec<S> {
     const EXPECTED: &'static str = S::EXPECTED;
+    const SECRET: bool = S::SECRET;
     const LIST: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {
