@@ -8,6 +8,7 @@ mod ddl;
 mod delivery;
 mod full;
 mod harness;
+mod keys;
 mod privacy;
 mod records;
 mod seam;
