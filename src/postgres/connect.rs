@@ -128,16 +128,15 @@ fn classify(error: tokio_postgres::Error, endpoint: &Endpoint) -> ConnectError {
     if error.is_closed() {
         return ConnectError::Closed { endpoint: endpoint.to_string() };
     }
-    // Errors of these kinds have no other mark; "password missing" is the only one of its kind that a
-    // checked target leaves possible.
+    // These two have no mark but their text. A checked target leaves no other "invalid configuration".
     let text = error.to_string();
     if text.starts_with("invalid configuration") {
         return ConnectError::PasswordMissing;
     }
-    if text.contains("did not use channel binding") {
+    let Some(cause) = error.into_source() else { return ConnectError::Protocol(text.into()) };
+    if cause.to_string() == "server did not use channel binding" {
         return ConnectError::ChannelBinding { endpoint: endpoint.to_string() };
     }
-    let Some(cause) = error.into_source() else { return ConnectError::Protocol(text.into()) };
     let cause = match cause.downcast::<TlsError>() {
         Ok(error) => return ConnectError::tls(endpoint, *error),
         Err(cause) => cause,

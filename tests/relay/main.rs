@@ -15,5 +15,6 @@ mod signin;
 mod slot;
 mod slow;
 mod support;
+mod tls;
 mod tracking;
 mod values;

@@ -57,6 +57,9 @@ impl Authorities {
             match self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now) {
                 // The name is looked at last, when all else holds; ours to judge, below.
                 Err(Error::InvalidCertificate(error)) if concerns_name(&error) => {}
+                Err(Error::InvalidCertificate(CertificateError::Other(_))) if signs_itself(certificate)? => {
+                    return Err(CertificateError::UnknownIssuer.into());
+                }
                 other => {
                     other?;
                 }
@@ -72,6 +75,12 @@ fn concerns_name(error: &CertificateError) -> bool {
 
 fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {
     Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding.into())
+}
+
+/// rustls has other words for a certificate that is its own authority, and not one of ours.
+fn signs_itself(certificate: &CertificateDer<'_>) -> Result<bool, Error> {
+    let parsed = parse(certificate)?;
+    Ok(parsed.tbs_certificate().issuer() == parsed.tbs_certificate().subject())
 }
 
 fn check_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {

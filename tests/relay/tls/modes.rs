@@ -1,0 +1,121 @@
+//! The modes against servers with good certificates, bad ones, and none.
+
+use super::{Files, OPEN, assert_as_psql, assert_verdict, cluster, words};
+use crate::support::tls::{Authority, Door, Pair};
+
+const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
+
+#[tokio::test]
+async fn each_mode_asks_of_a_good_server_what_libpq_asks() {
+    let (pg, files, authority) = (cluster().await, Files::new(), Authority::new("ours"));
+    let known = files.write("ours.crt", &authority.certificate);
+    let foreign = files.write("foreign.crt", &Authority::new("foreign").certificate);
+    let (known, foreign) = (known.display(), foreign.display());
+    let server = authority.server(&NAMES);
+    pg.set_door(Door { certificate: Some(&server), rules: OPEN, ..Door::default() }).await;
+    const UNKNOWN: &str = "an authority that is not known here";
+    for (parameters, expected) in [
+        ("sslmode=disable".to_owned(), "plain"),
+        ("sslmode=allow".to_owned(), "plain"),
+        (String::new(), "tls"),
+        ("sslmode=prefer".to_owned(), "tls"),
+        (format!("sslmode=prefer sslrootcert={known}"), "tls"),
+        ("sslmode=require".to_owned(), "tls"),
+        (format!("sslmode=require sslrootcert={known}"), "tls"),
+        (format!("sslmode=require sslrootcert={foreign}"), UNKNOWN),
+        ("sslmode=verify-ca".to_owned(), "name it with sslrootcert"),
+        (format!("sslmode=verify-ca sslrootcert={known}"), "tls"),
+        (format!("sslmode=verify-ca sslrootcert={foreign}"), UNKNOWN),
+        (format!("sslmode=verify-full sslrootcert={known}"), "tls"),
+        (format!("sslmode=verify-full sslrootcert={known} host=localhost"), "tls"),
+        (format!("sslmode=verify-full sslrootcert={foreign}"), UNKNOWN),
+        (format!("sslmode=verify-full sslrootcert={known} ssl_min_protocol_version=TLSv1.3"), "tls"),
+        (format!("sslmode=verify-full sslrootcert={known} ssl_max_protocol_version=TLSv1.2"), "tls"),
+    ] {
+        assert_as_psql(&pg, &files, &words(&pg, &parameters).await, expected).await;
+    }
+    // Stricter than libpq, which goes on in plain text, and without any check.
+    let refused = words(&pg, &format!("sslmode=prefer sslrootcert={foreign}")).await;
+    assert_verdict(&pg, &refused, UNKNOWN).await;
+    let absent = words(&pg, "sslmode=require sslrootcert=/nowhere/root.crt").await;
+    assert_verdict(&pg, &absent, "sslrootcert /nowhere/root.crt cannot be read").await;
+    // From libpq 16 on.
+    let system = words(&pg, "sslrootcert=system").await;
+    assert_verdict(&pg, &system, UNKNOWN).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_does_not_fit_is_refused_where_libpq_refuses_it() {
+    let (pg, files, authority) = (cluster().await, Files::new(), Authority::new("ours"));
+    let root = files.write("root.crt", &authority.certificate);
+    let own = Pair::own_authority(&NAMES);
+    let own_root = files.write("own.crt", &own.certificate);
+    let elsewhere = authority.server(&["db.example", "10.1.2.3"]);
+    let expired = authority.expired(&NAMES);
+    let common = authority.server_without_alternative_names("localhost");
+    for (server, root, require, verify_ca, verify_full) in [
+        (&elsewhere, &root, "tls", "tls", "is for db.example, 10.1.2.3, not"),
+        (&expired, &root, "has expired", "has expired", "has expired"),
+        (&common, &root, "tls", "tls", "tls"),
+        (&own, &own_root, "tls", "tls", "tls"),
+        (&own, &root, "not known here", "not known here", "not known here"),
+    ] {
+        pg.set_door(Door { certificate: Some(server), rules: OPEN, ..Door::default() }).await;
+        assert_as_psql(&pg, &files, &words(&pg, "sslmode=require").await, "tls").await;
+        for (mode, expected) in [("require", require), ("verify-ca", verify_ca), ("verify-full", verify_full)]
+        {
+            let parameters = format!("host=localhost sslmode={mode} sslrootcert={}", root.display());
+            assert_as_psql(&pg, &files, &words(&pg, &parameters).await, expected).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_demands_decides_where_the_mode_leaves_a_choice() {
+    let (pg, files, authority) = (cluster().await, Files::new(), Authority::new("ours"));
+    let server = authority.server(&NAMES);
+    let encrypted = "hostssl all all 127.0.0.1/32 trust";
+    let bare = "hostnossl all all 127.0.0.1/32 trust";
+    for (certificate, rules, cases) in [
+        (
+            Some(&server),
+            encrypted,
+            [("disable", "without TLS here"), ("allow", "tls"), ("prefer", "tls"), ("require", "tls")],
+        ),
+        (
+            Some(&server),
+            bare,
+            [("disable", "plain"), ("allow", "plain"), ("prefer", "plain"), ("require", "pg_hba.conf")],
+        ),
+        (
+            None,
+            OPEN,
+            [
+                ("disable", "plain"),
+                ("allow", "plain"),
+                ("prefer", "plain"),
+                ("require", "does not offer TLS"),
+            ],
+        ),
+        (
+            Some(&server),
+            "",
+            [
+                ("disable", "pg_hba.conf"),
+                ("allow", "pg_hba.conf"),
+                ("prefer", "SSL encryption"),
+                ("require", "pg_hba.conf"),
+            ],
+        ),
+    ] {
+        pg.set_door(Door { certificate, rules, ..Door::default() }).await;
+        for (mode, expected) in cases {
+            assert_as_psql(&pg, &files, &words(&pg, &format!("sslmode={mode}")).await, expected).await;
+        }
+    }
+    // A Unix socket never has TLS, whatever is asked for.
+    let socket = pg.socket();
+    let parameters =
+        format!("host={} sslmode=verify-full sslrootcert=system", socket.parent().unwrap().display());
+    assert_verdict(&pg, &words(&pg, &parameters).await, "plain").await;
+}
