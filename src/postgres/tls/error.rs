@@ -46,7 +46,17 @@ pub enum TlsError {
     Revoked,
     #[error("the list of revoked certificates (sslcrl) does not tell; bring it up to date")]
     RevocationUnknown,
-    #[error("the server's certificate is no good")]
+    #[error(
+        "the server's certificate is signed in a way that cannot be checked; have it signed by RSA or ECDSA \
+         with SHA-256 or better"
+    )]
+    Algorithm,
+    #[error(
+        "the server's certificate is of X.509 version 1, which cannot be checked; make it anew with its names in \
+         an extension (openssl x509 -req -extfile)"
+    )]
+    OldCertificate,
+    #[error("the server's certificate cannot be used")]
     Certificate(#[source] rustls::Error),
 
     #[error("the server demands a client certificate; name one with sslcert and sslkey")]
@@ -132,10 +142,20 @@ impl From<CertificateError> for TlsError {
             CertificateError::UnknownRevocationStatus
             | CertificateError::ExpiredRevocationList
             | CertificateError::ExpiredRevocationListContext { .. } => TlsError::RevocationUnknown,
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+                TlsError::Algorithm
+            }
+            CertificateError::Other(other) if other.0.is::<FirstVersion>() => TlsError::OldCertificate,
             error => TlsError::Certificate(error.into()),
         }
     }
 }
+
+/// What our own verifier adds to rustls' reasons.
+#[derive(Debug, thiserror::Error)]
+#[error("a certificate of X.509 version 1")]
+pub(super) struct FirstVersion;
 
 /// The names as rustls words them, `DnsName("db")`, less its words.
 fn names(presented: &[String]) -> String {

@@ -15,9 +15,11 @@ use rustls::crypto::{
 };
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
-use x509_cert::Certificate;
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use x509_cert::der::{Decode, Encode};
+use x509_cert::{Certificate, Version};
+
+use super::error::FirstVersion;
 
 #[derive(Debug)]
 pub(super) struct Verifier {
@@ -57,8 +59,8 @@ impl Authorities {
             match self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now) {
                 // The name is looked at last, when all else holds; ours to judge, below.
                 Err(Error::InvalidCertificate(error)) if concerns_name(&error) => {}
-                Err(Error::InvalidCertificate(CertificateError::Other(_))) if signs_itself(certificate)? => {
-                    return Err(CertificateError::UnknownIssuer.into());
+                Err(Error::InvalidCertificate(CertificateError::Other(other))) => {
+                    return Err(in_libpqs_words(certificate, other)?);
                 }
                 other => {
                     other?;
@@ -77,10 +79,17 @@ fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {
     Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding.into())
 }
 
-/// rustls has other words for a certificate that is its own authority, and not one of ours.
-fn signs_itself(certificate: &CertificateDer<'_>) -> Result<bool, Error> {
+/// rustls tells a certificate that is its own authority, and not one of ours, by its form.
+fn in_libpqs_words(certificate: &CertificateDer<'_>, other: OtherError) -> Result<Error, Error> {
     let parsed = parse(certificate)?;
-    Ok(parsed.tbs_certificate().issuer() == parsed.tbs_certificate().subject())
+    let certified = parsed.tbs_certificate();
+    Ok(Error::from(if certified.issuer() == certified.subject() {
+        CertificateError::UnknownIssuer
+    } else if certified.version() == Version::V1 {
+        CertificateError::Other(OtherError(Arc::new(FirstVersion)))
+    } else {
+        CertificateError::Other(other)
+    }))
 }
 
 fn check_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {

@@ -1,7 +1,13 @@
 //! The modes against servers with good certificates, bad ones, and none.
 
+use rowcast::postgres::Target;
+use rowcast::wal::{ReplicationConnection, WalError};
+use tokio_util::sync::CancellationToken;
+
 use super::{Files, OPEN, assert_as_psql, assert_verdict, cluster, words};
+use crate::support::postgres::TestPostgres;
 use crate::support::tls::{Authority, Door, Pair};
+use crate::support::wait::{PATIENCE, eventually};
 
 const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
 
@@ -39,9 +45,28 @@ async fn each_mode_asks_of_a_good_server_what_libpq_asks() {
     assert_verdict(&pg, &refused, UNKNOWN).await;
     let absent = words(&pg, "sslmode=require sslrootcert=/nowhere/root.crt").await;
     assert_verdict(&pg, &absent, "sslrootcert /nowhere/root.crt cannot be read").await;
+    cancels(&pg, &words(&pg, &format!("sslmode=verify-full sslrootcert={known}")).await).await;
     // From libpq 16 on.
     let system = words(&pg, "sslrootcert=system").await;
     assert_verdict(&pg, &system, UNKNOWN).await;
+}
+
+/// Giving up the creation of a slot takes a connection of its own, which has to be encrypted as well.
+async fn cancels(pg: &TestPostgres, words: &str) {
+    let open = pg.client().await;
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    let target = Target::parse(words).unwrap();
+    let mut connection = ReplicationConnection::connect(&target).await.unwrap();
+    let (pid, abort) = (connection.backend_pid(), CancellationToken::new());
+    let waits = format!("SELECT cardinality(pg_blocking_pids({pid}))");
+    let (created, ()) = tokio::join!(connection.create_slot("never", false, &abort), async {
+        eventually(PATIENCE, "the slot waits for the transaction", async || {
+            (pg.value(&waits).await == "1").then_some(())
+        })
+        .await;
+        abort.cancel();
+    });
+    assert!(matches!(created, Err(WalError::Aborted)), "{created:?}");
 }
 
 #[tokio::test]
@@ -67,6 +92,22 @@ async fn a_certificate_that_does_not_fit_is_refused_where_libpq_refuses_it() {
             let parameters = format!("host=localhost sslmode={mode} sslrootcert={}", root.display());
             assert_as_psql(&pg, &files, &words(&pg, &parameters).await, expected).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused() {
+    let (pg, files, authority) = (cluster().await, Files::new(), Authority::new("ours"));
+    let root = files.write("root.crt", &authority.certificate);
+    let server = authority.numbered_server(7, &NAMES);
+    pg.set_door(Door { certificate: Some(&server), rules: OPEN, ..Door::default() }).await;
+    for (revoked, current, expected) in
+        [(8, true, "tls"), (7, true, "is on the list of revoked ones"), (8, false, "bring it up to date")]
+    {
+        let list = files.write("root.crl", &authority.revoke(revoked, current));
+        let parameters =
+            format!("sslmode=verify-ca sslrootcert={} sslcrl={}", root.display(), list.display());
+        assert_as_psql(&pg, &files, &words(&pg, &parameters).await, expected).await;
     }
 }
 
