@@ -122,7 +122,9 @@ pub enum ConnectError {
     ServerNotTrusted(io::Error),
     #[error("the database does not exist: {0}")]
     UnknownDatabase(ServerError),
-    #[error("PostgreSQL lets nobody in without TLS here; use sslmode=require or a stricter one: {0}")]
+    #[error(
+        "PostgreSQL does not let us in without TLS; use sslmode=require or stricter, or mend pg_hba.conf: {0}"
+    )]
     TlsNeeded(ServerError),
     #[error("no TLS with PostgreSQL at {endpoint}")]
     Tls { endpoint: String, source: TlsError },

@@ -51,7 +51,9 @@ impl Authority {
 
     /// The same, with a serial number that can be revoked.
     pub(crate) fn numbered_server(&self, serial: u64, names: &[&str]) -> Pair {
-        self.sign(CertificateParams { serial_number: Some(serial.into()), ..named("database", names) })
+        let mut params = named("database", names);
+        params.serial_number = Some(serial.into());
+        self.sign(params)
     }
 
     /// A list that revokes one certificate, in force or out of date.

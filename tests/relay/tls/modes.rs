@@ -121,7 +121,7 @@ async fn what_the_server_demands_decides_where_the_mode_leaves_a_choice() {
         (
             Some(&server),
             encrypted,
-            [("disable", "without TLS here"), ("allow", "tls"), ("prefer", "tls"), ("require", "tls")],
+            [("disable", "in without TLS"), ("allow", "tls"), ("prefer", "tls"), ("require", "tls")],
         ),
         (
             Some(&server),
