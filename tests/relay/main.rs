@@ -17,5 +17,6 @@ mod signin;
 mod slot;
 mod slow;
 mod support;
+mod tls;
 mod tracking;
 mod values;

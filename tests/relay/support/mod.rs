@@ -19,6 +19,7 @@
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`tls`]: certificates, a cluster that shows them, and someone in between.
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
@@ -41,5 +42,6 @@ pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod scene;
 pub(crate) mod stage;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
