@@ -7,6 +7,7 @@ mod alarms;
 mod embedded;
 mod signals;
 mod stopped;
+mod tending;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -41,8 +42,8 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 /// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
 const FENCE_WAIT: Duration = Duration::from_secs(5);
 
-/// Critical tasks: ingest, HTTP, alarms, signing keys. Each fails at most once.
-const CRITICAL_TASKS: usize = 4;
+/// Critical tasks: ingest, HTTP, alarms, signing keys, tending. Each fails at most once.
+const CRITICAL_TASKS: usize = 5;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -123,7 +124,13 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     running.spawn_ingest(ingest, failed.clone())?;
     running.spawn_http(listener, failed.clone());
     running.spawn_keys(failed.clone());
-    running.spawn_critical("the alarms", failed, alarms::watch(Arc::clone(&running.relay), config.wal_alert));
+    running.spawn_critical(
+        "the alarms",
+        failed.clone(),
+        alarms::watch(Arc::clone(&running.relay), config.wal_alert),
+    );
+    let tending = tending::tend(Arc::clone(&running.relay), config.log_max_age);
+    running.spawn_critical("tending", failed, tending);
     Ok(running)
 }
 

@@ -136,6 +136,13 @@ pub struct Identity {
     pub admin: bool,
 }
 
+impl Identity {
+    /// Whether the token counts no more at the moment `now_unix`, in Unix seconds.
+    pub fn has_expired(&self, now_unix: i64) -> bool {
+        self.expires_at.is_some_and(|end| now_unix >= end)
+    }
+}
+
 /// Turns tokens into identities. Made once, shared by all connections.
 #[derive(Debug)]
 pub struct Verifier {
