@@ -10,6 +10,7 @@
 //!
 //! Must not know: connections, tables of the database, the clock (the caller passes the time).
 
+mod anonymous;
 pub mod bearer;
 mod claims;
 mod error;

@@ -1,5 +1,6 @@
 //! Moves bytes between a socket and its session: the only place that waits.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::auth::{AuthError, Identity};
 use crate::hub::timestamp;
 use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
+use crate::transport::gate::Refusal;
+use crate::transport::rate::Bucket;
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
@@ -28,6 +31,7 @@ pub(super) async fn run(
     relay: Arc<Relay>,
     socket: WebSocket,
     device: Arc<str>,
+    address: IpAddr,
     token: Result<Option<String>, AuthError>,
     wishes: Wishes,
 ) {
@@ -37,13 +41,14 @@ pub(super) async fn run(
         incoming,
         out: Vec::new(),
         heard: Instant::now(),
+        address,
         relay: Arc::clone(&relay),
     };
     let why = match driver.serve(&device, token, wishes).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
-    tracing::debug!(%device, code = why.code(), "a session ended");
+    tracing::debug!(%device, %address, code = why.code(), "a session ended");
     metrics::counter!("rowcast_sessions_closed_total", "code" => why.code().to_string()).increment(1);
     if why != Closing::Gone {
         let goodbye = async {
@@ -67,6 +72,8 @@ struct Driver {
     out: Vec<Bytes>,
     /// When the device was last heard of.
     heard: Instant,
+    /// Where the device is, for limits and the log.
+    address: IpAddr,
     relay: Arc<Relay>,
 }
 
@@ -86,9 +93,13 @@ impl Driver {
         wishes: Wishes,
     ) -> Result<Never, Closing> {
         let identity = match token {
-            Ok(Some(token)) => self.verify(&token)?,
+            Ok(Some(token)) => self.admit(Some(&token))?,
+            Ok(None) if self.relay.gate.anonymous.is_some() => self.admit(None)?,
             Ok(None) => self.await_token().await?,
-            Err(error) => return Err(self.refuse(error)),
+            Err(error) => {
+                let refusal = self.relay.gate.refuse(error, self.address);
+                return Err(self.refuse(refusal));
+            }
         };
         let limits = &self.relay.limits;
         let most = limits.max_sessions_per_user;
@@ -253,17 +264,36 @@ impl Driver {
         self.out.push(answer.to_json().into());
     }
 
-    fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        match self.relay.verifier.verify(token, now) {
-            Ok(identity) => Ok(identity),
-            Err(error) => Err(self.refuse(error)),
+    /// Lets in whom a token speaks for; a socket takes from the bucket of polls.
+    fn admit(&mut self, token: Option<&str>) -> Result<Identity, Closing> {
+        let who = self.relay.identify(token);
+        match self.relay.gate.admit(who, Bucket::Polls, self.address) {
+            Ok((identity, _)) => Ok(identity),
+            Err(refusal) => Err(self.refuse(refusal)),
         }
     }
 
-    fn refuse(&mut self, error: AuthError) -> Closing {
-        self.fail(error.code(), error.to_string());
-        Closing::Token(error.code())
+    /// A browser cannot see the status of a refused upgrade, so both are told on the socket.
+    fn refuse(&mut self, refusal: Refusal) -> Closing {
+        match refusal {
+            Refusal::Token(error) => {
+                self.fail(error.code(), error.to_string());
+                Closing::Token(error.code())
+            }
+            Refusal::TooOften(standing) => {
+                let wait = standing.retry_after().unwrap_or_default().as_millis();
+                let answer = Answer::Error {
+                    r#ref: None,
+                    code: "rate_limited",
+                    message: standing.detail().to_owned(),
+                    retryable: true,
+                    retry_after_ms: Some(u64::try_from(wait).unwrap_or(u64::MAX)),
+                    topic: None,
+                };
+                self.out.push(answer.to_json().into());
+                Closing::TooMany("rate_limited")
+            }
+        }
     }
 
     /// A socket without a token has a little time to send one, and nothing else.
@@ -285,7 +315,7 @@ impl Driver {
                 return Err(Closing::Token("token_missing"));
             }
             match serde_json::from_str(&text) {
-                Ok(Request::Auth { token }) => return self.verify(&token),
+                Ok(Request::Auth { token }) => return self.admit(Some(&token)),
                 _ => {
                     self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
                     return Err(Closing::Token("token_missing"));

@@ -286,9 +286,7 @@ impl Session {
 
     /// A new token for the same user; what it no longer grants ends.
     fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity =
-            self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
+        let identity = self.relay.identify(Some(token)).map_err(|error| Closing::Token(error.code()))?;
         if identity.user != self.identity.user {
             return Err(Closing::NotGranted("the new token is of another user"));
         }
