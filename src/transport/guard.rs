@@ -51,10 +51,10 @@ pub(super) async fn every_answer(mut request: Request, next: Next) -> Response {
         standing.write(response.headers_mut());
     }
     // The end of a stream is not seen from here; and what follows an upgrade is no request.
-    if let Some(ConnectInfo(caller)) = caller.filter(|_| response.body().size_hint().exact().is_some()) {
-        if status != StatusCode::SWITCHING_PROTOCOLS {
-            caller.await_head();
-        }
+    let ends_here =
+        status != StatusCode::SWITCHING_PROTOCOLS && response.body().size_hint().exact().is_some();
+    if let Some(ConnectInfo(caller)) = caller.filter(|_| ends_here) {
+        caller.await_head();
     }
     count_request(&method, route.as_ref(), status, begun.elapsed());
     response

@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub(crate) struct Line {
     wire: Wire,
     caller: Caller,
+    /// The caller's, when it was last looked at.
+    turn: u32,
     /// When the handshake or the head began that is not there yet.
     begun: Option<Instant>,
     /// What was read of that head.
@@ -57,14 +59,15 @@ enum Wire {
 pub(crate) struct Caller {
     peer: IpAddr,
     tls: bool,
-    head_awaited: Arc<AtomicBool>,
+    /// Counts both the heads that came and the answers to them: a head is awaited while it is even.
+    turns: Arc<AtomicU32>,
 }
 
 impl Caller {
     fn new(peer: SocketAddr, tls: bool) -> Self {
         // A listener on [::] sees IPv4 peers as mapped addresses.
         let peer = peer.ip().to_canonical();
-        Caller { peer, tls, head_awaited: Arc::new(AtomicBool::new(true)) }
+        Caller { peer, tls, turns: Arc::default() }
     }
 
     /// The connection's other end: the device, or the last proxy before the relay.
@@ -79,12 +82,12 @@ impl Caller {
 
     /// The head of a request is there.
     pub(super) fn head_came(&self) {
-        self.head_awaited.store(false, Ordering::Relaxed);
+        self.turns.fetch_or(1, Ordering::Relaxed);
     }
 
-    /// The answer is there: what is read from now on is the head of another request.
+    /// The answer to the head that came is there: what is read from now on is the head of another request.
     pub(super) fn await_head(&self) {
-        self.head_awaited.store(true, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +106,7 @@ impl Line {
             }
             None => (Wire::Plain(connection), None),
         };
-        Line { wire, caller: Caller::new(peer, tls.is_some()), begun, head_bytes: 0, alarm: None }
+        Line { wire, caller: Caller::new(peer, tls.is_some()), turn: 0, begun, head_bytes: 0, alarm: None }
     }
 
     /// Ready when bytes of HTTP can go either way.
@@ -139,10 +142,15 @@ impl Line {
 
     /// After `length` bytes were read.
     fn count(&mut self, length: usize) -> io::Result<()> {
-        if !self.caller.head_awaited.load(Ordering::Relaxed) {
+        let turn = self.caller.turns.load(Ordering::Relaxed);
+        if turn != self.turn {
+            self.turn = turn;
             self.begun = None;
             self.alarm = None;
             self.head_bytes = 0;
+        }
+        let head_awaited = turn.is_multiple_of(2);
+        if !head_awaited {
             return Ok(());
         }
         if length > 0 {

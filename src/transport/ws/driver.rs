@@ -304,23 +304,30 @@ impl Driver {
             let message = tokio::select! {
                 message = self.incoming.next() => message,
                 () = tokio::time::sleep_until(deadline) => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
+                    return Err(self.unproven());
                 }
                 () = self.relay.shutdown.cancelled() => return Err(restart()),
             };
             let Some(text) = self.text(message)? else { continue };
             received += text.len();
             if received > MAX_UNAUTHENTICATED_BYTES {
-                return Err(Closing::Token("token_missing"));
+                return Err(self.unproven());
             }
             match serde_json::from_str(&text) {
                 Ok(Request::Auth { token }) => return self.admit(Some(&token)),
-                _ => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
-                }
+                _ => return Err(self.unproven()),
             }
+        }
+    }
+
+    /// The time for a token is over, or something else came first.
+    fn unproven(&mut self) -> Closing {
+        match self.relay.gate.refuse(AuthError::Missing, self.address) {
+            Refusal::Token(error) => {
+                self.fail(error.code(), "send {\"type\":\"auth\",\"token\":…} first");
+                Closing::Token(error.code())
+            }
+            often @ Refusal::TooOften(_) => self.refuse(often),
         }
     }
 }
