@@ -12,6 +12,7 @@ use super::gate::Gate;
 use crate::auth::{AuthError, Identity, UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
+use crate::sync::FullSync;
 use crate::timestamp::PgTimestamp;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
@@ -22,6 +23,7 @@ pub struct Relay {
     pub verifier: Option<Verifier>,
     pub(crate) gate: Gate,
     pub progress: Arc<Progress>,
+    pub full: Arc<FullSync>,
     pub sessions: Sessions,
     pub limits: Limits,
     pub metrics: PrometheusHandle,
