@@ -12,6 +12,7 @@
 //!
 //! Must not know: connections of devices, tables of the database, the clock (the caller passes the time).
 
+mod anonymous;
 pub mod bearer;
 mod claims;
 mod error;

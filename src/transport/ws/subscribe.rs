@@ -292,8 +292,7 @@ impl Session {
         token: &str,
         out: &mut Vec<Bytes>,
     ) -> Result<(), Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity = match self.relay.verifier.verify_refreshing(token, now).await {
+        let identity = match self.relay.identify(Some(token)).await {
             Ok(identity) => identity,
             Err(error) => {
                 let Some(retry_after) = error.retry_after() else { return Err(Closing::Token(error.code())) };
