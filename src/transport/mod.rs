@@ -10,9 +10,11 @@ mod http_auth;
 mod listener;
 mod metrics;
 mod problem_response;
+mod protocol;
 mod relay;
 mod rest;
 mod router;
+mod session;
 mod ws;
 
 pub(crate) use listener::FrontDoor;

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use super::Wishes;
 use super::outgoing::Outgoing;
-use super::protocol::{Answer, Closing, Request, spread};
-use super::session::{Session, Step};
 use crate::auth::{AuthError, Identity};
 use crate::hub::timestamp;
 use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
+use crate::transport::protocol::{Answer, Closing, Request, spread};
+use crate::transport::session::{Session, Step};
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;

@@ -1,23 +1,13 @@
 //! WebSocket: `GET /api/realtime/ws/{device_id}`.
 //!
-//! `protocol` has the messages, `subscriptions` what a session reads (pure), `delivery` turns
-//! transactions into frames, `session` is the state of one session and what it does next, `driver`
-//! moves bytes between it and the socket.
+//! `driver` moves bytes between a socket and its [session](super::session), `outgoing` groups and
+//! writes frames.
 //!
-//! Invariants: a session's frames are in commit order, and each frame's cursor is honest: the device
-//! has everything before it. Nothing outside the token's grants is ever subscribed; a socket without a
-//! token gets nothing and is closed soon. A socket that is not read costs one outbox, then only a place
-//! in the log.
+//! Invariants: a socket without a token gets nothing and is closed soon. A socket that is not read is
+//! closed after two heartbeats.
 
-mod delivery;
 mod driver;
 mod outgoing;
-mod protocol;
-mod session;
-mod subscribe;
-mod subscriptions;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

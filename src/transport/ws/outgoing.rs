@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
 use futures_util::stream::SplitSink;
 
-use super::protocol::Closing;
+use crate::transport::protocol::Closing;
 
 /// A group of changes is closed when it is this large.
 const BATCH_BYTES: usize = 64 * 1024;

@@ -1,17 +1,29 @@
-//! The state of one session: where it stands, what it reads, and what it does next.
+//! One session of a device, whatever carries its frames: where it stands, what it reads, and what it
+//! does next.
+//!
+//! `subscriptions` is what a session reads (pure), `subscribe` what a device asks for, `delivery` turns
+//! transactions into frames. A transport drives it: calls [`Session::step`] and writes what that gives.
 //!
 //! A session is live (transactions come through its outbox) or behind (it reads the log). Replays of
 //! single topics go before either, and what is live waits for them. It never goes from behind to live
 //! but through [`Seat::go_live`], whose position joins the two without a seam.
+//!
+//! Invariants: a session's frames are in commit order, and each frame's cursor is honest: the device
+//! has everything before it. Nothing outside the token's grants is ever subscribed. A device that takes
+//! nothing costs one outbox, then only a place in the log.
+
+mod delivery;
+mod subscribe;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::delivery::Reader;
 use super::protocol::{Answer, Closing, spread};
-use super::subscriptions::{Stale, Subscriptions};
 use crate::auth::Identity;
 use crate::change::Reason;
 use crate::cursor::Cursor;
@@ -23,25 +35,27 @@ use crate::position::Position;
 use crate::timestamp::PgTimestamp;
 use crate::topic::Pattern;
 use crate::transport::Relay;
+use delivery::Reader;
+use subscriptions::{Stale, Subscriptions};
 
 /// What one reading of the log gives at most, so that a session behind holds little.
 const PAGE_DELIVERIES: usize = 512;
 const PAGE_BYTES: usize = 64 * 1024;
 
 /// When to come back after being told to sync, so that devices do not come at once.
-pub(super) const SYNC_SPREAD_MS: u64 = 5_000;
+const SYNC_SPREAD_MS: u64 = 5_000;
 
 pub(super) struct Session {
-    pub(super) relay: Arc<Relay>,
+    relay: Arc<Relay>,
     pub(super) feed: Arc<Feed>,
     pub(super) identity: Identity,
-    pub(super) reader: Reader,
+    reader: Reader,
     pub(super) seat: Seat,
-    pub(super) subscriptions: Subscriptions,
+    subscriptions: Subscriptions,
     /// Everything up to here was put into frames, of the topics that are not being replayed.
-    pub(super) position: Position,
+    position: Position,
     mode: Mode,
-    pub(super) replays: VecDeque<Replay>,
+    replays: VecDeque<Replay>,
     marks_version: u64,
 }
 
@@ -57,13 +71,13 @@ enum Mode {
 
 /// Topics that catch up alone.
 #[derive(Debug)]
-pub(super) struct Replay {
-    pub(super) r#ref: Option<serde_json::Value>,
-    pub(super) topics: Vec<Pattern>,
-    pub(super) wanted: Subscriptions,
-    pub(super) after: Position,
-    pub(super) upto: Position,
-    pub(super) begun: bool,
+struct Replay {
+    r#ref: Option<serde_json::Value>,
+    topics: Vec<Pattern>,
+    wanted: Subscriptions,
+    after: Position,
+    upto: Position,
+    begun: bool,
 }
 
 /// What a session can do without hearing from anyone.
@@ -159,7 +173,7 @@ impl Session {
 
     /// Puts into frames what lies before `upto`, so that subscriptions may change there. The session
     /// then stands at `upto`, or at an earlier position if it is behind.
-    pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
+    fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
         // A replay must not be interrupted by other topics' changes, and a session that joins has opened
         // its outbox before the new audiences were in it: only the log has all of what lies between.
         if !self.replays.is_empty() || matches!(self.mode, Mode::Joining(_)) {
@@ -264,7 +278,7 @@ impl Session {
     }
 
     /// Where the copy of a topic that catches up stands; `None` if it does not.
-    pub(super) fn replaying(&self, pattern: &Pattern) -> Option<Position> {
+    fn replaying(&self, pattern: &Pattern) -> Option<Position> {
         self.replays.iter().find(|replay| replay.topics.contains(pattern)).map(|replay| replay.after)
     }
 
@@ -327,14 +341,14 @@ impl Session {
         self.tell_stale(stale, out);
     }
 
-    pub(super) fn tell_stale(&self, stale: Vec<Stale>, out: &mut Vec<Bytes>) {
+    fn tell_stale(&self, stale: Vec<Stale>, out: &mut Vec<Bytes>) {
         for Stale { topic, from, upto, reason } in stale {
             self.tell(vec![topic], Some(from), Some(upto).filter(|upto| *upto != Position::MAX), reason, out);
         }
     }
 
     /// Tells that topics have to be synced in full.
-    pub(super) fn tell(
+    fn tell(
         &self,
         topics: Vec<String>,
         from: Option<Position>,
@@ -378,7 +392,7 @@ impl Session {
     }
 
     /// Nothing of a removed pattern follows. Whether there was one.
-    pub(super) fn remove(&mut self, pattern: &Pattern) -> bool {
+    fn remove(&mut self, pattern: &Pattern) -> bool {
         let removed = self.subscriptions.remove(pattern);
         if removed {
             self.seat.unsubscribe(&pattern.audience);

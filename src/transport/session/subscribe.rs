@@ -5,9 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::protocol::{Answer, Closing, Envelope, KINDS, Request};
-use super::session::{Replay, SYNC_SPREAD_MS, Session};
 use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
+use super::{Replay, SYNC_SPREAD_MS, Session};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::hub::timestamp;
@@ -15,6 +14,7 @@ use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
+use crate::transport::protocol::{Answer, Closing, Envelope, KINDS, Request, spread};
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
@@ -40,7 +40,11 @@ fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
 
 impl Session {
     /// One text frame of the device.
-    pub(super) async fn request(&mut self, text: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
+    pub(in crate::transport) async fn request(
+        &mut self,
+        text: &str,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Closing> {
         let envelope: Envelope = match serde_json::from_str(text) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -351,7 +355,7 @@ impl Session {
             from: Some(cursor.to_string()),
             to: Some(self.feed.cursor(self.feed.log.oldest())).filter(|_| reason == Reason::TooOld),
             reason,
-            retry_after_ms: super::protocol::spread(0, SYNC_SPREAD_MS),
+            retry_after_ms: spread(0, SYNC_SPREAD_MS),
         };
         out.push(answer.to_json().into());
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::session::{Session, Step};
+use super::{Session, Step};
 use crate::auth::{AuthConfig, Grants, Identity, Secret, UserId, Verifier};
 use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
