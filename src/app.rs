@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
-use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
+use crate::transport::{self, FrontDoor, Limits, Relay, Sessions, Tickets};
 
 use embedded::EmbeddedDatabase;
 use signals::Signals;
@@ -99,6 +99,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         verifier,
         progress: ingest.progress(),
         sessions: Sessions::default(),
+        tickets: Tickets::default(),
         limits: limits(&config),
         metrics,
         shutdown: CancellationToken::new(),

@@ -1,6 +1,7 @@
 //! Who sends a request: the bearer token of an HTTP request, verified.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::FromRequestParts;
 use axum::http::header::{AUTHORIZATION, HeaderMap};
@@ -24,6 +25,26 @@ impl FromRequestParts<Arc<Relay>> for Authenticated {
         let token = token(&parts.headers, query)?.ok_or(AuthError::Missing)?;
         let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
         Ok(Authenticated(relay.verifier.verify(token, now)?))
+    }
+}
+
+/// The identity that the request's token proves, or the ticket in its URL, which is used up by that.
+#[derive(Debug)]
+pub(super) struct Admitted(pub(super) Identity);
+
+impl FromRequestParts<Arc<Relay>> for Admitted {
+    type Rejection = ProblemResponse;
+
+    async fn from_request_parts(parts: &mut Parts, relay: &Arc<Relay>) -> Result<Self, ProblemResponse> {
+        let query = parts.uri.query().unwrap_or_default();
+        let Some(ticket) = bearer::ticket(query) else {
+            let Authenticated(identity) = Authenticated::from_request_parts(parts, relay).await?;
+            return Ok(Admitted(identity));
+        };
+        if parts.headers.contains_key(AUTHORIZATION) || bearer::from_query(query).is_some() {
+            return Err(AuthError::Several.into());
+        }
+        Ok(Admitted(relay.tickets.redeem(ticket, Instant::now())?))
     }
 }
 

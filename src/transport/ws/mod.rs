@@ -10,7 +10,7 @@ mod driver;
 mod outgoing;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, RawQuery, State};
@@ -19,8 +19,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::Relay;
 use super::problem_response::ProblemResponse;
-use crate::auth::AuthError;
 use crate::auth::bearer::{self, Carriers};
+use crate::auth::{AuthError, Identity};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
 const READ_BUFFER: usize = 4 * 1024;
@@ -34,6 +34,25 @@ struct Wishes {
     numbers_as_strings: bool,
 }
 
+/// What a request for a socket brings along about who sends it.
+enum Proof {
+    Token(String),
+    /// The identity for which a ticket was given.
+    Ticket(Box<Identity>),
+    /// The first message has to bring a token.
+    Later,
+}
+
+fn proof(relay: &Relay, carriers: Carriers<'_>, query: Option<&str>) -> Result<Proof, AuthError> {
+    let token = bearer::find(carriers)?;
+    match (token, query.and_then(bearer::ticket)) {
+        (Some(_), Some(_)) => Err(AuthError::Several),
+        (None, Some(ticket)) => relay.tickets.redeem(ticket, Instant::now()).map(Box::new).map(Proof::Ticket),
+        (Some(token), None) => Ok(Proof::Token(token.to_owned())),
+        (None, None) => Ok(Proof::Later),
+    }
+}
+
 /// Takes a device's request for a WebSocket.
 pub(crate) async fn upgrade(
     State(relay): State<Arc<Relay>>,
@@ -43,8 +62,7 @@ pub(crate) async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     if !is_device_id(&device_id) {
-        let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
-        return ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail).into_response();
+        return invalid_device_id().into_response();
     }
     if relay.current_feed().is_none() {
         let detail = "the relay has no log yet; /ready says why";
@@ -57,10 +75,10 @@ pub(crate) async fn upgrade(
         query: query.as_deref().filter(|_| relay.limits.url_token),
     };
     // A browser cannot see the status of a refused upgrade, so a bad token is told on the socket.
-    let token = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
+    let proof = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
         // Which of several counts would depend on who reads the request.
         Some(_) => Err(AuthError::Several),
-        None => bearer::find(carriers).map(|token| token.map(str::to_owned)),
+        None => proof(&relay, carriers, query.as_deref()),
     };
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
@@ -73,11 +91,16 @@ pub(crate) async fn upgrade(
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
     upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes))
+        tasks.track_future(driver::run(relay, socket, device_id.into(), proof, wishes))
     })
 }
 
-fn is_device_id(text: &str) -> bool {
+pub(super) fn invalid_device_id() -> ProblemResponse {
+    let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
+    ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail)
+}
+
+pub(super) fn is_device_id(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
