@@ -87,3 +87,71 @@ fn id(frame: &Frame, cursor: Option<Cursor>) -> String {
     };
     own.or_else(|| cursor.map(|cursor| cursor.to_string())).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cursor::Epoch;
+    use crate::lsn::Lsn;
+    use crate::position::Position;
+    use crate::transport::session::At;
+
+    /// Changes by their commits; 0 is a message of no commit.
+    fn messages(commits: &[u64]) -> Vec<Frame> {
+        let message = |(place, commit): (usize, &u64)| {
+            let position = Position::new(Lsn::new(*commit), 2 * (place as u32 + 1));
+            let at = (*commit > 0).then_some(At { position, committed_at: Some(1_767_268_800_123_456) });
+            Frame { json: bytes::Bytes::from_static(b"{\"type\":\"database_change\"}"), at }
+        };
+        commits.iter().enumerate().map(message).collect()
+    }
+
+    #[test]
+    fn an_answer_ends_where_a_transaction_does() {
+        let cut = |commits: &[u64], limit| cut(&messages(commits), limit, 1_000);
+        assert_eq!(cut(&[1, 1, 2, 2, 2], 4), 2);
+        assert_eq!(cut(&[1, 1, 2, 3, 3], 3), 3);
+        assert_eq!(cut(&[1, 1, 1, 1, 2], 3), 3, "one that does not fit alone");
+        assert_eq!(cut(&[1, 0, 2, 2], 3), 2, "a message of no commit is no part of one");
+        assert_eq!(super::cut(&messages(&[1, 1]), 10, 1), 1, "however large, one is told");
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_is_never_empty_and_never_too_long(mut commits in prop::collection::vec(0u64..6, 1..30), limit in 1usize..20) {
+            commits.sort_unstable();
+            let kept = cut(&messages(&commits), limit, usize::MAX);
+            prop_assert!(kept >= 1 && kept <= limit);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_as_documented() {
+        let cursor: Cursor = "00000000000000ab.0000000000000009.00000009".parse().unwrap();
+        assert_eq!(cursor.epoch, Epoch::new(0xab));
+        let broadcast = Frame {
+            json: bytes::Bytes::from_static(b"{\"type\":\"broadcast\",\"id\":\"0b7c\"}"),
+            at: messages(&[9])[0].at,
+        };
+        let mut messages = messages(&[7]);
+        messages.push(broadcast);
+        let page = Page { messages, cursor: Some(cursor), timestamp: Some(1_767_268_800_123) };
+        assert_eq!(
+            String::from_utf8(page.to_json("4\"2")).unwrap(),
+            concat!(
+                r#"{"success":true,"messages":[{"id":"00000000000000ab.0000000000000007.00000002","type":"database_change","#,
+                r#""payload":{"type":"database_change"},"timestamp":1767268800123,"userId":"4\"2"},"#,
+                r#"{"id":"0b7c","type":"broadcast","payload":{"type":"broadcast","id":"0b7c"},"timestamp":1767268800123,"userId":"4\"2"}],"#,
+                r#""timestamp":1767268800123,"cursor":"00000000000000ab.0000000000000009.00000009","count":2}"#
+            )
+        );
+        let empty = Page { messages: Vec::new(), cursor: None, timestamp: None };
+        assert_eq!(
+            empty.to_json("1"),
+            br#"{"success":true,"messages":[],"timestamp":null,"cursor":null,"count":0}"#
+        );
+    }
+}

@@ -14,6 +14,7 @@
 //! * [`relay`]: the `rowcast` program as a process: start, kill -9, terminate, restart on its log.
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
 //! * [`device`]: a WebSocket device, and one that stops reading.
+//! * [`events`]: a reader of Server-Sent Events.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
@@ -30,6 +31,7 @@
 pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
+pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod frame;
 pub(crate) mod http;
