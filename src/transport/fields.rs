@@ -97,9 +97,13 @@ impl Fields {
     pub(super) fn topics(&self, grants: &Grants) -> Result<Vec<Pattern>, SyncError> {
         const EXPECTED: &str = "must be a list of topics, as in [\"user:42:*\"]";
         let texts = match self.get("topics") {
-            None if grants.patterns().is_empty() => return Err(SyncError::TopicsRequired),
+            None if grants.patterns().is_empty() => {
+                return mistake("topics", "is missing, and the token grants none");
+            }
             None => return Ok(grants.patterns().to_vec()),
-            Some(Value::Array(texts)) if texts.is_empty() => return Err(SyncError::TopicsRequired),
+            Some(Value::Array(texts)) if texts.is_empty() => {
+                return mistake("topics", "names none; leave it out for all that the token grants");
+            }
             Some(Value::Array(texts)) if texts.len() > MAX_TOPICS => {
                 return mistake("topics", "names more than 1000 topics; use a pattern such as user:42:*");
             }
@@ -178,17 +182,19 @@ mod tests {
             assert!(fields.numbers_as_strings().unwrap() && fields.text("cursor").unwrap().is_none());
         }
         assert_eq!(texts(query(&[]).topics(&grants).unwrap()), ["user:1:*"]);
-        assert!(matches!(query(&[]).topics(&Grants::default()), Err(SyncError::TopicsRequired)));
+        assert!(matches!(
+            query(&[]).topics(&Grants::default()),
+            Err(SyncError::Field { field: "topics", .. })
+        ));
     }
 
     #[test]
     fn mistakes_name_the_field() {
         let grants = Grants::default();
-        for text in [r#"{"topics":"a:b"}"#, r#"{"topics":[1]}"#] {
+        for text in [r#"{"topics":"a:b"}"#, r#"{"topics":[1]}"#, r#"{"topics":[]}"#] {
             let why = body(text).topics(&grants).unwrap_err();
             assert!(matches!(why, SyncError::Field { field: "topics", .. }), "{why}");
         }
-        assert!(matches!(body(r#"{"topics":[]}"#).topics(&grants), Err(SyncError::TopicsRequired)));
         assert!(matches!(body(r#"{"topics":["*"]}"#).topics(&grants), Err(SyncError::Topic { .. })));
         assert!(
             body(r#"{"wait":1.5}"#).number("wait").is_err()

@@ -320,10 +320,10 @@ async fn what_is_wrong_is_a_problem() {
         (json!({"device_id": "d", "topics": ["user:2:*"]}), 403, "not_granted"),
         (json!({"topics": ["user:1:*"]}), 400, "invalid_device_id"),
         (json!({"device_id": "d", "since": "yesterday"}), 400, "invalid_cursor"),
-        (json!({"device_id": "d", "since": true}), 400, "invalid_cursor"),
+        (json!({"device_id": "d", "since": true}), 400, "invalid_request"),
         (json!({"device_id": "d", "wait": -1}), 400, "invalid_request"),
         (json!({"device_id": "d", "limit": 0}), 400, "invalid_request"),
-        (json!({"device_id": "d", "topics": []}), 400, "topics_required"),
+        (json!({"device_id": "d", "topics": []}), 400, "invalid_request"),
         (json!([]), 400, "invalid_request"),
     ] {
         let refused = http.post("/api/sync/poll", &body).await.expect_status(status);

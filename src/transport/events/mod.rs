@@ -50,9 +50,8 @@ pub(super) async fn events(
     };
     let (place, mut session) = enter(&relay, identity, device, fields.numbers_as_strings()?)?;
     let mut out = vec![session.established()];
-    session.open(&topics, cursor.map_or(From::Here, From::Cursor), &mut out).await?;
-    // Checked by now.
-    let vouched = Vouched::new(cursor.and_then(|text| text.parse().ok()));
+    let from = cursor.map_or(From::Here, From::Cursor);
+    let vouched = Vouched::new(session.open(&topics, from, &mut out).await?);
     let (pipe, mut chunks) = mpsc::channel::<Bytes>(CHUNKS);
     relay.tasks.spawn(Stream::new(session, place, vouched, out, pipe).run());
     let chunks = futures_util::stream::poll_fn(move |context| {

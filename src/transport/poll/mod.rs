@@ -109,10 +109,8 @@ impl Since {
         if let Ok(time) = fields.number("since") {
             return Ok(time.map_or(Since::Now, Since::Time));
         }
-        let text = fields.text("since").ok().flatten().unwrap_or_default();
         // What it is worth, the session knows.
-        text.parse::<Cursor>().map_err(|_| SyncError::Cursor)?;
-        Ok(Since::Cursor(text.to_owned()))
+        Ok(fields.text("since")?.map_or(Since::Now, |text| Since::Cursor(text.to_owned())))
     }
 }
 
@@ -132,10 +130,6 @@ struct Poll {
 
 impl Poll {
     fn new(session: Session, place: SessionPlace, asked: &Asked) -> Self {
-        let cursor = match &asked.since {
-            Since::Cursor(text) => text.parse().ok(),
-            Since::Now | Since::Time(_) => None,
-        };
         Poll {
             watermark: session.feed.watermark(),
             session,
@@ -144,7 +138,7 @@ impl Poll {
             messages: Vec::new(),
             bytes: 0,
             limit: asked.limit,
-            vouched: Vouched::new(cursor),
+            vouched: Vouched::new(None),
         }
     }
 
@@ -155,15 +149,13 @@ impl Poll {
             Since::Cursor(text) => session::From::Cursor(text),
             Since::Time(time) => match self.look_up(*time, places).await? {
                 Ok(position) => {
-                    let cursor = self.session.feed.cursor(position);
-                    self.vouched = Vouched::new(Some(cursor));
-                    looked_up = cursor.to_string();
+                    looked_up = self.session.feed.cursor(position).to_string();
                     session::From::Cursor(&looked_up)
                 }
                 Err(reason) => session::From::Lost(reason),
             },
         };
-        self.session.open(&asked.topics, from, &mut self.out).await?;
+        self.vouched = Vouched::new(self.session.open(&asked.topics, from, &mut self.out).await?);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::cursor::Cursor;
 use crate::hub::timestamp;
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::sync::coverage::SyncCursor;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
 use crate::transport::protocol::{Answer, Closing, Envelope, KINDS, Request, spread};
@@ -128,13 +129,14 @@ impl Session {
         self.begin(r#ref, patterns, cursor, out).await;
     }
 
-    /// Subscribes all of these topics or none: a session whose topics are named once. Each is given once.
+    /// Subscribes all of these topics or none: a session whose topics are named once. Each is given
+    /// once. Returns the cursor that was given.
     pub(in crate::transport) async fn open(
         &mut self,
         topics: &[Pattern],
         from: From<'_>,
         out: &mut Vec<Frame>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Cursor>, Refusal> {
         for (before, topic) in topics.iter().enumerate() {
             self.check_pattern(topic, before)
                 .map_err(|why| Refusal { topic: Some(topic.to_string()), ..why })?;
@@ -144,6 +146,7 @@ impl Session {
             From::Cursor(text) => {
                 let cursor = self.check_cursor(text)?;
                 self.begin(None, topics.to_vec(), Some(cursor), out).await;
+                return Ok(Some(cursor));
             }
             From::Lost(reason) => {
                 self.vouched = Position::ZERO;
@@ -151,7 +154,7 @@ impl Session {
                 self.tell(topics.iter().map(ToString::to_string).collect(), None, oldest, reason, out);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Begins topics that were checked, each named once.
@@ -365,8 +368,9 @@ impl Session {
     }
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
-        let cursor: Cursor =
-            text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
+        // One from REST says more; what it is for, the message says.
+        let SyncCursor { cursor, .. } = SyncCursor::parse(text)
+            .map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
         let end = self.relay.progress.server_end();
         // Before the database is reached nobody knows its end; and after a crash a device may be ahead of
         // the log until the server has sent again what was lost.
