@@ -13,7 +13,7 @@ use super::{Proof, Wishes};
 use crate::auth::{AuthError, Identity};
 use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
-use crate::transport::protocol::{Answer, Closing, Request, spread};
+use crate::transport::protocol::{Answer, Closing, Request, spread, spread_after};
 use crate::transport::session::{Frame, Session, Step, restart};
 
 /// A device that has not said who it is may send this much.
@@ -84,7 +84,7 @@ impl Driver {
         wishes: Wishes,
     ) -> Result<Never, Closing> {
         let identity = match proof {
-            Ok(Proof::Token(token)) => self.verify(&token)?,
+            Ok(Proof::Token(token)) => self.verify(&token).await?,
             Ok(Proof::Ticket(identity)) => *identity,
             Ok(Proof::Later) => self.await_token().await?,
             Err(error) => return Err(self.refuse(error)),
@@ -226,17 +226,24 @@ impl Driver {
         self.out.push(answer.to_json().into());
     }
 
-    fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
+    async fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
         let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        match self.relay.verifier.verify(token, now) {
+        match self.relay.verifier.verify_refreshing(token, now).await {
             Ok(identity) => Ok(identity),
             Err(error) => Err(self.refuse(error)),
         }
     }
 
     fn refuse(&mut self, error: AuthError) -> Closing {
-        self.fail(error.code(), error.to_string());
-        Closing::Token(error.code())
+        let Some(retry_after) = error.retry_after() else {
+            self.fail(error.code(), error.to_string());
+            return Closing::Token(error.code());
+        };
+        // Nothing is known to be wrong with the token: the device comes back with the same one.
+        let retry_after_ms = spread_after(retry_after);
+        self.out
+            .push(Answer::not_now(None, error.code(), error.to_string(), retry_after_ms).to_json().into());
+        Closing::Restart { retry_after_ms }
     }
 
     /// A socket without a token has a little time to send one, and nothing else.
@@ -258,7 +265,7 @@ impl Driver {
                 return Err(Closing::Token("token_missing"));
             }
             match serde_json::from_str(&text) {
-                Ok(Request::Auth { token }) => return self.verify(&token),
+                Ok(Request::Auth { token }) => return self.verify(&token).await,
                 _ => {
                     self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
                     return Err(Closing::Token("token_missing"));
