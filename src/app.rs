@@ -28,7 +28,7 @@ use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
 use crate::sync::{FullOptions, FullSync};
-use crate::transport::{self, Caller, FrontDoor, Limits, Relay, Sessions, Tls};
+use crate::transport::{self, Caller, FrontDoor, Limits, Relay, Sessions, Tickets, Tls};
 
 use edge::Edge;
 use embedded::EmbeddedDatabase;
@@ -109,6 +109,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         progress: ingest.progress(),
         full,
         sessions: Sessions::default(),
+        tickets: Tickets::default(),
         limits: limits(&config),
         metrics,
         shutdown: CancellationToken::new(),

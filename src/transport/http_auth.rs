@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath};
 use axum::http::header::{AUTHORIZATION, HeaderMap};
@@ -31,6 +32,27 @@ impl FromRequestParts<Arc<Relay>> for Authenticated {
             Err(error) => Err(error),
         };
         admit(parts, relay, who).map(Authenticated)
+    }
+}
+
+/// The identity that the request's token proves, or the ticket in its URL, which is used up by that.
+#[derive(Debug)]
+pub(super) struct Admitted(pub(super) Identity);
+
+impl FromRequestParts<Arc<Relay>> for Admitted {
+    type Rejection = ProblemResponse;
+
+    async fn from_request_parts(parts: &mut Parts, relay: &Arc<Relay>) -> Result<Self, ProblemResponse> {
+        let query = parts.uri.query().unwrap_or_default();
+        let Some(ticket) = bearer::ticket(query) else {
+            let Authenticated(identity) = Authenticated::from_request_parts(parts, relay).await?;
+            return Ok(Admitted(identity));
+        };
+        if parts.headers.contains_key(AUTHORIZATION) || bearer::from_query(query).is_some() {
+            return Err(AuthError::Several.into());
+        }
+        let who = relay.tickets.redeem(ticket, Instant::now());
+        admit(parts, relay, who).map(Admitted)
     }
 }
 

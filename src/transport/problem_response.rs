@@ -46,6 +46,12 @@ impl ProblemResponse {
         ProblemResponse::new(StatusCode::MISDIRECTED_REQUEST, "host_not_allowed", detail)
     }
 
+    /// One user asks for more than is given to one; there may be room after so long.
+    pub(crate) fn too_many(code: &'static str, detail: impl Into<String>, retry_after: Duration) -> Self {
+        let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
+        Problem::new(429, code, detail).retry_after(seconds).into()
+    }
+
     /// What nobody foresaw. `cause` goes to the log and nowhere else.
     pub(crate) fn internal(cause: &dyn fmt::Display) -> Self {
         tracing::error!(%cause, "a request failed");

@@ -14,6 +14,7 @@ use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
 use crate::sync::FullSync;
 use crate::timestamp::PgTimestamp;
+use crate::transport::tickets::Tickets;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub struct Relay {
     pub progress: Arc<Progress>,
     pub full: Arc<FullSync>,
     pub sessions: Sessions,
+    pub tickets: Tickets,
     pub limits: Limits,
     pub metrics: PrometheusHandle,
     /// Sessions say goodbye and end.

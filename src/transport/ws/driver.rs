@@ -5,21 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
-use bytes::Bytes;
 use futures_util::stream::SplitStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::Wishes;
 use super::outgoing::Outgoing;
-use super::protocol::{Answer, Closing, Request, spread, spread_after};
-use super::session::{Session, Step};
+use super::{Proof, Wishes};
 use crate::auth::{AuthError, Identity};
-use crate::hub::timestamp;
-use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
 use crate::transport::gate::Refusal;
+use crate::transport::protocol::{Answer, Closing, Request, spread, spread_after};
 use crate::transport::rate::Bucket;
+use crate::transport::session::{Frame, Session, Step, restart};
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
@@ -32,7 +29,7 @@ pub(super) async fn run(
     socket: WebSocket,
     device: Arc<str>,
     address: IpAddr,
-    token: Result<Option<String>, AuthError>,
+    proof: Result<Proof, AuthError>,
     wishes: Wishes,
 ) {
     let (sink, incoming) = socket.split();
@@ -44,7 +41,7 @@ pub(super) async fn run(
         address,
         relay: Arc::clone(&relay),
     };
-    let why = match driver.serve(&device, token, wishes).await {
+    let why = match driver.serve(&device, proof, wishes).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
@@ -69,7 +66,7 @@ pub(super) async fn run(
 struct Driver {
     outgoing: Outgoing,
     incoming: SplitStream<WebSocket>,
-    out: Vec<Bytes>,
+    out: Vec<Frame>,
     /// When the device was last heard of.
     heard: Instant,
     /// Where the device is, for limits and the log.
@@ -89,35 +86,25 @@ impl Driver {
     async fn serve(
         &mut self,
         device: &Arc<str>,
-        token: Result<Option<String>, AuthError>,
+        proof: Result<Proof, AuthError>,
         wishes: Wishes,
     ) -> Result<Never, Closing> {
-        let identity = match token {
-            Ok(Some(token)) => self.admit(Some(&token)).await?,
-            Ok(None) if self.relay.gate.anonymous.is_some() => self.admit(None).await?,
-            Ok(None) => self.await_token().await?,
-            Err(error) => {
-                let refusal = self.relay.gate.refuse(error, self.address);
-                return Err(self.refuse(refusal));
-            }
+        let identity = match proof {
+            Ok(Proof::Token(token)) => self.admit(Some(&token)).await?,
+            Ok(Proof::Ticket(identity)) => self.let_in(Ok(*identity))?,
+            Ok(Proof::Later) if self.relay.gate.anonymous.is_some() => self.admit(None).await?,
+            Ok(Proof::Later) => self.await_token().await?,
+            Err(error) => return Err(self.let_out(error)),
         };
-        let limits = &self.relay.limits;
-        let most = limits.max_sessions_per_user;
+        let most = self.relay.limits.max_sessions_per_user;
         let place = self.relay.sessions.enter(&identity.user, device, most);
         let Some(_place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
         let Some(feed) = self.relay.current_feed() else {
             return Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) });
         };
-        let established = Answer::ConnectionEstablished {
-            protocol: 1,
-            user_id: &identity.user.subject,
-            device_id: device,
-            heartbeat_ms: u64::try_from(limits.heartbeat.as_millis()).unwrap_or(u64::MAX),
-            timestamp: timestamp(PgTimestamp::now().unix_micros()),
-        };
-        self.out.push(established.to_json().into());
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
+        self.out.push(session.established());
         let why = match self.converse(&mut session).await {
             Ok(never) => match never {},
             Err(why) => why,
@@ -141,21 +128,18 @@ impl Driver {
                 while let Some(message) = self.incoming.next().now_or_never() {
                     self.take_message(session, message).await?;
                 }
-                self.check_over(session)?;
+                session.check_over(&mut self.out)?;
                 self.beat(session, &mut beats).await?;
                 continue;
             }
-            let expiry = expiry(&session.identity);
             // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
             tokio::select! {
                 () = session.seat.ready() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
-                () = until(expiry) => {}
-                () = self.relay.shutdown.cancelled() => {}
-                () = session.feed.hub.closed().cancelled() => {}
+                _ = session.over() => {}
             }
-            self.check_over(session)?;
+            session.check_over(&mut self.out)?;
         }
     }
 
@@ -166,28 +150,13 @@ impl Driver {
             return Ok(());
         }
         let patience = self.relay.limits.heartbeat * 2;
-        let (shutdown, closed) = (self.relay.shutdown.clone(), session.feed.hub.closed().clone());
         beats.frame = Instant::now() + self.relay.limits.heartbeat;
         tokio::select! {
             biased;
             sent = self.outgoing.send(&mut self.out) => sent,
             () = tokio::time::sleep(patience) => Err(Closing::Idle),
-            () = until(expiry(&session.identity)) => Err(Closing::Token("token_expired")),
-            () = shutdown.cancelled() => Err(restart()),
-            () = closed.cancelled() => Err(restart()),
+            why = session.over() => Err(why),
         }
-    }
-
-    /// What ends a session whatever it does.
-    fn check_over(&mut self, session: &mut Session) -> Result<(), Closing> {
-        if expiry(&session.identity).is_some_and(|at| Instant::now() >= at) {
-            return Err(Closing::Token("token_expired"));
-        }
-        if session.feed.hub.closed().is_cancelled() {
-            session.epoch_over(&mut self.out);
-            return Err(restart());
-        }
-        if self.relay.shutdown.is_cancelled() { Err(restart()) } else { Ok(()) }
     }
 
     /// Pings at every heartbeat, whatever else is written: a device that only listens is heard of by its
@@ -267,10 +236,19 @@ impl Driver {
     /// Lets in whom a token speaks for; a socket takes from the bucket of polls.
     async fn admit(&mut self, token: Option<&str>) -> Result<Identity, Closing> {
         let who = self.relay.identify(token).await;
+        self.let_in(who)
+    }
+
+    fn let_in(&mut self, who: Result<Identity, AuthError>) -> Result<Identity, Closing> {
         match self.relay.gate.admit(who, Bucket::Polls, self.address) {
             Ok((identity, _)) => Ok(identity),
             Err(refusal) => Err(self.refuse(refusal)),
         }
+    }
+
+    fn let_out(&mut self, error: AuthError) -> Closing {
+        let refusal = self.relay.gate.refuse(error, self.address);
+        self.refuse(refusal)
     }
 
     /// A browser cannot see the status of a refused upgrade, so both are told on the socket.
@@ -330,22 +308,5 @@ impl Driver {
             }
             often @ Refusal::TooOften(_) => self.refuse(often),
         }
-    }
-}
-
-fn restart() -> Closing {
-    Closing::Restart { retry_after_ms: spread(500, 5_000) }
-}
-
-/// When the session's token is over.
-fn expiry(identity: &Identity) -> Option<Instant> {
-    let left = identity.expires_at?.saturating_mul(1_000_000) - PgTimestamp::now().unix_micros();
-    Some(Instant::now() + Duration::from_micros(u64::try_from(left).unwrap_or(0)))
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
