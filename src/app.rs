@@ -22,10 +22,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::devices::{Devices, Sessions};
 use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
-use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
+use crate::transport::{self, FrontDoor, Limits, Messages, Relay};
 
 use embedded::EmbeddedDatabase;
 use signals::Signals;
@@ -37,8 +38,8 @@ const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// A connection over which nothing is written for so long is closed. Longer than any request takes.
 const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 
-/// Critical tasks: ingest, HTTP, alarms. Each fails at most once.
-const CRITICAL_TASKS: usize = 3;
+/// Critical tasks: ingest, HTTP, alarms, the keeper of devices. Each fails at most once.
+const CRITICAL_TASKS: usize = 4;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -91,14 +92,18 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
+    let messages = Messages::new(options.target.clone(), config.device_topic.clone());
     // Opening the log reads the disk, and recovers after a crash.
     let (ingest, feed) =
         tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let sessions = Sessions::default();
     let relay = Arc::new(Relay {
+        devices: Devices::new(feed.clone(), sessions.clone(), config.device_max_age),
+        messages,
         feed,
         verifier,
         progress: ingest.progress(),
-        sessions: Sessions::default(),
+        sessions,
         limits: limits(&config),
         metrics,
         shutdown: CancellationToken::new(),
@@ -116,6 +121,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     };
     running.spawn_ingest(ingest, failed.clone())?;
     running.spawn_http(listener, failed.clone());
+    let (shutdown, tasks) = (running.relay.shutdown.clone(), running.relay.tasks.clone());
+    let keeping = running.relay.devices.clone().keep(shutdown, tasks);
+    running.spawn_critical("the keeper of devices", failed.clone(), async move {
+        keeping.await;
+        Ok(())
+    });
     running.spawn_critical("the alarms", failed, alarms::watch(Arc::clone(&running.relay), config.wal_alert));
     Ok(running)
 }

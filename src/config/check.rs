@@ -37,6 +37,9 @@ impl Config {
         if let Err(error) = check_issuers(&self.jwt_issuer, &self.grants) {
             wrong("grants", error.to_string());
         }
+        if !self.device_topic.is_of_one_user() {
+            wrong("device_topic", format!("expected {}", expected("device_topic")));
+        }
         if purpose == Purpose::Serve {
             self.check_needed(&mut wrong);
         }
@@ -64,6 +67,7 @@ impl Config {
             ("ready_lag_time", self.ready_lag_time),
             ("auth_timeout", self.auth_timeout),
             ("fingerprint_interval", self.fingerprint_interval),
+            ("device_max_age", self.device_max_age),
         ];
         let numbers = [
             ("log_max_size", self.log_max_size),

@@ -85,6 +85,10 @@ settings! {
     auth_timeout: Duration = "5s";
     /// How long broadcasts are replayed to devices that come back
     broadcast_replay: Duration = "5m";
+    /// Devices that were not seen for so long are forgotten
+    device_max_age: Duration = "90d";
+    /// Topic through which a user's devices send each other messages; within what `grants` give
+    device_topic: GrantPattern = "user:{sub}:devices", "a topic with {sub} in it, and no other claim but {iss}";
     /// How often the shapes of tables are compared
     fingerprint_interval: Duration = "3s";
     /// Transactions larger than this go to the log in parts, in bounded memory

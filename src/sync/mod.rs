@@ -13,6 +13,7 @@
 mod answer;
 mod error;
 pub mod page;
+mod pending;
 pub mod plan;
 pub mod problem;
 mod reading;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 pub use answer::{Head, SyncAnswer, Tail};
 pub use error::SyncError;
+pub use pending::{MAX_PENDING, Pending, pending};
 pub use problem::Problem;
 pub use request::{MAX_LIMIT, SyncRequest};
 pub use stream::SyncStream;

@@ -21,12 +21,13 @@ use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
 use crate::auth::Identity;
+use crate::devices::Labels;
 use crate::sync::{self, SyncRequest, SyncStream};
 
 const NDJSON: &str = "application/x-ndjson";
 
 /// When a device should come back that came before the first log was open.
-const NO_LOG_RETRY: Duration = Duration::from_secs(2);
+pub(super) const NO_LOG_RETRY: Duration = Duration::from_secs(2);
 
 type Pairs = Vec<(String, String)>;
 
@@ -71,12 +72,19 @@ async fn answer(
         let detail = "the relay has no log yet; /ready says why";
         return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));
     };
+    let labels = Labels::new(request.device_type.clone(), request.app_version.clone());
+    relay.devices.seen(&identity.user, &request.device_id, labels);
+    let (user, device) = (identity.user.clone(), Arc::clone(&request.device_id));
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
         let stream = sync::stream(feed, identity, request, server_end).await?;
+        relay.devices.answered(&user, &device);
         return Ok(with_type(NDJSON, Body::from_stream(pages(stream))));
     }
     let answer = sync::answer(feed, identity, request, server_end).await?;
+    if !answer.tail.has_more {
+        relay.devices.answered(&user, &device);
+    }
     Ok(with_type("application/json", answer.to_json().into()))
 }
 
@@ -101,11 +109,11 @@ fn wants_ndjson(headers: &HeaderMap) -> bool {
     })
 }
 
-fn invalid(detail: &'static str) -> ProblemResponse {
+pub(super) fn invalid(detail: &'static str) -> ProblemResponse {
     ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
 }
 
-fn too_large(limit: usize) -> ProblemResponse {
+pub(super) fn too_large(limit: usize) -> ProblemResponse {
     let detail = format!("the request's body is larger than {limit} bytes");
     ProblemResponse::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
 }

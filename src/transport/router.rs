@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
 
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use super::{guard, health, metrics, rest, ws};
+use super::{devices, guard, health, messages, metrics, rest, ws};
 
 /// Requests that read the log at the same time: each takes a thread while it does, and the rest waits in
 /// order, so that a herd of returning devices costs latency and not memory.
@@ -21,6 +21,13 @@ const CONCURRENT_READS: usize = 32;
 pub(crate) fn router(relay: Arc<Relay>) -> Router {
     let rest = Router::new()
         .route("/api/realtime/sync", get(rest::sync_by_query).post(rest::sync_by_body))
+        .route("/api/realtime/sync-status", get(devices::sync_status))
+        .route("/api/realtime/devices", get(devices::list))
+        .route("/api/realtime/devices/{device_id}", delete(devices::remove))
+        .route("/api/realtime/active-users", get(devices::active_users))
+        .route("/api/sync/send", post(messages::send))
+        .route("/api/sync/broadcast", post(messages::broadcast))
+        .route("/api/sync/status", get(devices::status))
         .layer(DefaultBodyLimit::max(relay.limits.max_message_size))
         .layer(Extension(Arc::new(Semaphore::new(CONCURRENT_READS))))
         .layer(from_fn(guard::in_time));

@@ -46,6 +46,7 @@ pub(super) fn read(shared: &Shared, request: &ReadRequest<'_>) -> Result<Page, R
 }
 
 /// What comes next.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
 enum Step {
     Delivery(Position, Details, Body),
     /// Enough was looked at: up to this position, which is behind the page's last transaction, and with

@@ -14,6 +14,7 @@ use super::outgoing::Outgoing;
 use super::protocol::{Answer, Closing, Request, spread};
 use super::session::{Session, Step};
 use crate::auth::{AuthError, Identity};
+use crate::devices::{Channel, Labels, SessionPlace};
 use crate::hub::timestamp;
 use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
@@ -30,6 +31,7 @@ pub(super) async fn run(
     device: Arc<str>,
     token: Result<Option<String>, AuthError>,
     wishes: Wishes,
+    labels: Labels,
 ) {
     let (sink, incoming) = socket.split();
     let mut driver = Driver {
@@ -39,7 +41,7 @@ pub(super) async fn run(
         heard: Instant::now(),
         relay: Arc::clone(&relay),
     };
-    let why = match driver.serve(&device, token, wishes).await {
+    let why = match driver.serve(&device, token, wishes, labels).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
@@ -84,6 +86,7 @@ impl Driver {
         device: &Arc<str>,
         token: Result<Option<String>, AuthError>,
         wishes: Wishes,
+        labels: Labels,
     ) -> Result<Never, Closing> {
         let identity = match token {
             Ok(Some(token)) => self.verify(&token)?,
@@ -91,9 +94,8 @@ impl Driver {
             Err(error) => return Err(self.refuse(error)),
         };
         let limits = &self.relay.limits;
-        let most = limits.max_sessions_per_user;
-        let place = self.relay.sessions.enter(&identity.user, device, most);
-        let Some(_place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
+        let place = self.relay.enter(&identity, device, labels, Channel::WebSocket);
+        let Some(place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
         let Some(feed) = self.relay.current_feed() else {
             return Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) });
         };
@@ -107,7 +109,7 @@ impl Driver {
         self.out.push(established.to_json().into());
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
-        let why = match self.converse(&mut session).await {
+        let why = match self.converse(&mut session, &place).await {
             Ok(never) => match never {},
             Err(why) => why,
         };
@@ -119,10 +121,11 @@ impl Driver {
         Err(why)
     }
 
-    async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
+    async fn converse(&mut self, session: &mut Session, place: &SessionPlace) -> Result<Never, Closing> {
         let heartbeat = self.relay.limits.heartbeat;
         let mut beats = Beats { frame: Instant::now() + heartbeat, ping: Instant::now() + heartbeat };
         loop {
+            self.read_mail(place)?;
             let step = session.step(&mut self.out).await?;
             self.write(session, &mut beats).await?;
             if step == Step::Worked {
@@ -138,6 +141,7 @@ impl Driver {
             // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
             tokio::select! {
                 () = session.seat.ready() => {}
+                () = place.mail_came() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 () = until(expiry) => {}
@@ -146,6 +150,19 @@ impl Driver {
             }
             self.check_over(session)?;
         }
+    }
+
+    /// What the session is told from elsewhere.
+    fn read_mail(&mut self, place: &SessionPlace) -> Result<(), Closing> {
+        let mail = place.take_mail();
+        if mail.removed {
+            return Err(Closing::Removed);
+        }
+        if let Some((device_id, at)) = &mail.synced {
+            let answer = Answer::OtherDeviceSynced { device_id, timestamp: timestamp(*at) };
+            self.out.push(answer.to_json().into());
+        }
+        Ok(())
     }
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that

@@ -23,14 +23,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Path, Query, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::Relay;
 use super::problem_response::ProblemResponse;
 use crate::auth::AuthError;
 use crate::auth::bearer::{self, Carriers};
+use crate::devices::{Labels, is_device_id};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
 const READ_BUFFER: usize = 4 * 1024;
@@ -49,6 +50,7 @@ pub(crate) async fn upgrade(
     State(relay): State<Arc<Relay>>,
     Path(device_id): Path<String>,
     RawQuery(query): RawQuery,
+    uri: Uri,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -72,6 +74,7 @@ pub(crate) async fn upgrade(
         Some(_) => Err(AuthError::Several),
         None => bearer::find(carriers).map(|token| token.map(str::to_owned)),
     };
+    let labels = labels(&uri);
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
     let upgrade = upgrade
@@ -83,13 +86,23 @@ pub(crate) async fn upgrade(
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
     upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes))
+        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes, labels))
     })
 }
 
-fn is_device_id(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+/// What the device says about itself; a query that cannot be decoded says nothing.
+fn labels(uri: &Uri) -> Labels {
+    let (mut device_type, mut app_version) = (None, None);
+    if let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) {
+        for (name, value) in pairs {
+            match name.as_str() {
+                "device_type" => device_type = Some(value),
+                "app_version" => app_version = Some(value),
+                _ => {}
+            }
+        }
+    }
+    Labels::new(device_type, app_version)
 }
 
 fn wishes(query: &str) -> Wishes {
