@@ -26,6 +26,7 @@ use crate::devices::{Devices, Sessions};
 use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
+use crate::sync::{FullOptions, FullSync};
 use crate::transport::{self, FrontDoor, Limits, Messages, Relay};
 
 use embedded::EmbeddedDatabase;
@@ -37,6 +38,9 @@ const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
 
 /// A connection over which nothing is written for so long is closed. Longer than any request takes.
 const IDLE_CONNECTION: Duration = Duration::from_secs(75);
+
+/// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
+const FENCE_WAIT: Duration = Duration::from_secs(5);
 
 /// Critical tasks: ingest, HTTP, alarms, the keeper of devices. Each fails at most once.
 const CRITICAL_TASKS: usize = 4;
@@ -93,6 +97,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
     let messages = Messages::new(options.target.clone(), config.device_topic.clone());
+    let full = FullSync::new(full_options(&config, &options.target));
     // Opening the log reads the disk, and recovers after a crash.
     let (ingest, feed) =
         tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
@@ -104,6 +109,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         verifier,
         progress: ingest.progress(),
         sessions,
+        full,
         limits: limits(&config),
         metrics,
         shutdown: CancellationToken::new(),
@@ -237,6 +243,21 @@ fn ingest_options(config: &Config, database: Option<&EmbeddedDatabase>) -> anyho
         part_size: size(config.big_transaction_size),
         poll_interval: config.fingerprint_interval,
     })
+}
+
+fn full_options(config: &Config, target: &Target) -> FullOptions {
+    FullOptions {
+        target: target.clone(),
+        snapshots: config.max_snapshots,
+        longest: config.snapshot_timeout,
+        queue_wait: config.snapshot_timeout,
+        lock_timeout: config.snapshot_lock_timeout,
+        fence_wait: FENCE_WAIT,
+        spool_memory: config.spool_memory,
+        spool_disk: config.spool_size,
+        spool_age: config.spool_max_age,
+        spool_directory: config.data_dir.join("spool"),
+    }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -14,6 +14,8 @@ pub mod demo;
 pub mod devices;
 pub mod embedded;
 pub mod feed;
+pub mod fence;
+pub mod horizon;
 pub mod hub;
 pub mod ingest;
 pub mod json;

@@ -28,6 +28,7 @@ pub struct SyncStream {
     total_changes: usize,
     began: bool,
     ended: bool,
+    complete: bool,
 }
 
 impl SyncStream {
@@ -35,7 +36,12 @@ impl SyncStream {
     pub fn open(feed: Arc<Feed>, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         let reading = Reading::begin(&feed, identity, request)?;
         let after = reading.plan.after;
-        Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false })
+        Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false, complete: false })
+    }
+
+    /// Whether the device was sent all that there is for it.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The next lines, about one page of them; `None` after the last ones. Blocks.
@@ -46,7 +52,7 @@ impl SyncStream {
         let mut out = Vec::new();
         if !self.began {
             self.began = true;
-            head(&self.reading).write_line(&mut out);
+            head(&self.reading).write_line(None, &mut out);
         }
         if let Err(error) = self.write_page(&mut out) {
             self.ended = true;
@@ -69,14 +75,16 @@ impl SyncStream {
         }
         self.ended = true;
         let tail = Tail {
-            cursor: self.feed.cursor(part.end),
-            sync_timestamp: part.sync_timestamp,
+            cursor: self.reading.cursor(&self.feed, part.end)?.to_string(),
+            sync_timestamp: Some(part.sync_timestamp),
             total_changes: self.total_changes,
             has_more: part.more,
             consistent: part.consistent,
             next_sync_recommended: next_sync(part.more),
+            total_rows: None,
         };
         tail.write_line(out);
+        self.complete = !part.more;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::auth::{Identity, Verifier};
 use crate::devices::{Channel, Devices, Labels, SessionPlace, Sessions};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
+use crate::sync::FullSync;
 use crate::transport::messages::Messages;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
@@ -19,6 +20,7 @@ pub struct Relay {
     pub feed: CurrentFeed,
     pub verifier: Verifier,
     pub progress: Arc<Progress>,
+    pub full: Arc<FullSync>,
     pub sessions: Sessions,
     pub devices: Devices,
     pub messages: Messages,

@@ -20,9 +20,9 @@ use super::guard::{self, Places};
 use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use crate::auth::Identity;
-use crate::devices::Labels;
-use crate::sync::{self, SyncRequest, SyncStream};
+use crate::auth::{Identity, UserId};
+use crate::devices::{Devices, Labels};
+use crate::sync::{self, Lines, SyncRequest};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -77,22 +77,44 @@ async fn answer(
     let (user, device) = (identity.user.clone(), Arc::clone(&request.device_id));
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
-        let stream = sync::stream(feed, identity, request, server_end).await?;
-        relay.devices.answered(&user, &device);
-        return Ok(with_type(NDJSON, Body::from_stream(pages(stream))));
+        let lines = sync::stream(&relay.full, feed, identity, request, server_end).await?;
+        let end = End { devices: relay.devices.clone(), user, device };
+        return Ok(with_type(NDJSON, Body::from_stream(pages(lines, end))));
     }
-    let answer = sync::answer(feed, identity, request, server_end).await?;
-    if !answer.tail.has_more {
+    let served = sync::answer(&relay.full, feed, identity, request, server_end).await?;
+    if !served.has_more {
         relay.devices.answered(&user, &device);
     }
-    Ok(with_type("application/json", answer.to_json().into()))
+    if served.completes_full {
+        relay.devices.synced(&user, &device);
+    }
+    Ok(with_type("application/json", served.body.into()))
+}
+
+/// What is reported when an answer in lines has been taken to its end.
+struct End {
+    devices: Devices,
+    user: UserId,
+    device: Arc<str>,
 }
 
 /// The next page is read when the device has taken the one before.
-fn pages(stream: SyncStream) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
-    stream::try_unfold(stream, async |mut stream| {
-        let step = tokio::task::spawn_blocking(move || stream.next_lines().map(|lines| (lines, stream)));
-        step.await
+fn pages(lines: Lines, end: End) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
+    stream::try_unfold((lines, end), async |(lines, end)| {
+        let (next, lines) = match lines {
+            Lines::Log(mut stream) => {
+                let step = move || (stream.next_lines(), Lines::Log(stream));
+                tokio::task::spawn_blocking(step).await?
+            }
+            Lines::Full(mut stream) => (stream.next_lines().await, Lines::Full(stream)),
+        };
+        if next.is_none() && lines.is_complete() {
+            end.devices.answered(&end.user, &end.device);
+            if matches!(lines, Lines::Full(_)) {
+                end.devices.synced(&end.user, &end.device);
+            }
+        }
+        Ok(next.map(|next| (next, (lines, end))))
     })
 }
 

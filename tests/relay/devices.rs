@@ -83,7 +83,7 @@ async fn devices_are_remembered_while_here_and_after() {
         &json!({"device_id": "desk", "topics": ["user:1:*"], "device_type": "web"}),
     )
     .await
-    .expect_status(409);
+    .expect_status(200);
     assert_eq!(listed(&one).await, ["desk false", "phone true", "tablet true"]);
     assert_eq!(listed(&two).await, ["phone true"]);
     let all = devices(&one).await;
@@ -409,5 +409,36 @@ async fn an_admin_sees_who_is_here_and_speaks_to_everybody() {
     for topics in [json!([]), json!("x"), json!(["user:*"]), json!(["a", "b"])] {
         let body = json!({"type": "x", "payload": 1, "topics": topics});
         admin.post("/api/sync/broadcast", &body).await.expect_status(400);
+    }
+}
+
+/// A full sync of a device to its end.
+async fn full_sync(http: &Http, device: &str) {
+    let mut body = json!({"device_id": device, "topics": ["user:1:*"], "force_full_sync": true});
+    loop {
+        let page = http.post("/api/realtime/sync", &body).await.expect_status(200).json();
+        if page["has_more"] == false {
+            return;
+        }
+        body = json!({"device_id": device, "topics": ["user:1:*"], "cursor": page["cursor"]});
+    }
+}
+
+#[tokio::test]
+async fn the_other_devices_hear_of_a_full_sync() {
+    let (pg, relay) = scene(ORDERS).await;
+    let http = relay.http_as("1");
+    let (mut phone, _) = listening(&relay, "1", "phone").await;
+    let (mut tablet, _) = listening(&relay, "1", "tablet").await;
+    let (mut other, _) = listening(&relay, "2", "tablet").await;
+    full_sync(&http, "phone").await;
+    let told = tablet.expect("other_device_synced").await.json();
+    assert_eq!((keys(&told), &told["device_id"]), (vec!["device_id", "timestamp", "type"], &json!("phone")));
+    assert!(status(&http, "phone").await["last_sync"].is_string());
+    // Not twice a minute, never the one that synced, nobody else.
+    full_sync(&http, "tablet").await;
+    full_sync(&http, "phone").await;
+    for (device, user) in [(&mut phone, "1"), (&mut tablet, "1"), (&mut other, "2")] {
+        assert!(frames_until_now(&pg, device, &format!("user:{user}")).await.is_empty());
     }
 }

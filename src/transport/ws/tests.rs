@@ -17,6 +17,7 @@ use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
 use crate::devices::{Devices, Sessions};
 use crate::feed::Feed;
+use crate::horizon::Horizon;
 use crate::hub::Touched;
 use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
@@ -97,7 +98,8 @@ impl World {
             state: Vec::new(),
         };
         let log = FjallLog::create(&options, beginning).unwrap();
-        let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(START));
+        let feed =
+            Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(START), Horizon::new(Lsn::new(START)));
         let relay = Arc::new(relay(&feed));
         World {
             _directory: directory,
@@ -299,6 +301,7 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         verifier: Verifier::new(auth).unwrap(),
         progress: Arc::default(),
         sessions,
+        full: crate::sync::tests::full_sync(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         shutdown: tokio_util::sync::CancellationToken::new(),
