@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::cursor::Epoch;
 use crate::feed::Feed;
+use crate::horizon::Horizon;
 use crate::log::{Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -36,7 +37,7 @@ impl World {
         let beginning =
             Beginning { epoch: EPOCH, start: Lsn::new(100), greatest_committed_at: 0, state: Vec::new() };
         let log = FjallLog::create(&options, beginning).unwrap();
-        let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(100));
+        let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(100), Horizon::new(Lsn::new(100)));
         let (sender, receiver) = watch::channel(Some(feed));
         let limits = Limits { per_user, in_all, max_age: 1_000_000_000 };
         let devices = Devices::with_limits(receiver, Sessions::default(), limits);

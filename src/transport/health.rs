@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
 /// What this version can do, for clients that choose by it.
-const FEATURES: &[&str] = &["websocket", "replay", "sync", "sync_ndjson", "broadcast"];
+const FEATURES: &[&str] = &["websocket", "replay", "sync", "sync_ndjson", "broadcast", "devices", "messages"];
 
 #[derive(Serialize)]
 struct Health {

@@ -17,7 +17,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
@@ -35,6 +35,9 @@ use crate::topic::{Pattern, Topic};
 
 /// How long a message may take to be committed, the wait for those before it included.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Messages that wait for those before them, each with its body in memory.
+const MAX_WAITING: usize = 256;
 
 /// The longest name of an event and the longest correlation, in bytes, as `rowcast.broadcast` and
 /// `rowcast.tag` take them.
@@ -64,12 +67,17 @@ const BROADCAST: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'loc
 pub struct Messages {
     /// One message at a time, in the order in which they came.
     database: Mutex<Database>,
+    places: Semaphore,
     device_topic: GrantPattern,
 }
 
 impl Messages {
     pub fn new(target: Target, device_topic: GrantPattern) -> Self {
-        Messages { database: Mutex::new(Database::new(target)), device_topic }
+        Messages {
+            database: Mutex::new(Database::new(target)),
+            places: Semaphore::new(MAX_WAITING),
+            device_topic,
+        }
     }
 
     /// The topic through which a user's devices reach each other.
@@ -84,8 +92,9 @@ impl Messages {
         parameters: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, ProblemResponse> {
         let deadline = Instant::now() + PATIENCE;
+        let Ok(_place) = self.places.try_acquire() else { return Err(crowded()) };
         let Ok(mut database) = timeout_at(deadline, self.database.lock()).await else {
-            return Err(unavailable("too many messages are being sent; this one was not"));
+            return Err(crowded());
         };
         let client = match timeout_at(deadline, database.client()).await {
             Ok(Ok(client)) => client,
@@ -122,6 +131,11 @@ fn refused(error: &tokio_postgres::Error) -> ProblemResponse {
             unavailable("the database did not take the message; the relay's log says why")
         }
     }
+}
+
+fn crowded() -> ProblemResponse {
+    let detail = "too many messages are being sent; this one was not";
+    ProblemResponse::unavailable("busy", detail, Duration::from_secs(2))
 }
 
 fn unavailable(detail: &'static str) -> ProblemResponse {
