@@ -7,6 +7,7 @@ mod crash;
 mod ddl;
 mod delivery;
 mod devices;
+mod full;
 mod harness;
 mod privacy;
 mod records;
