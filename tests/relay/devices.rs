@@ -291,7 +291,7 @@ async fn a_message_reaches_the_users_other_devices() {
     assert_eq!(frames.len(), 3);
     for own in [&mut phone, &mut second_tab] {
         let frames = frames_until_now(&pg, own, "user:1").await;
-        assert_eq!(frames.iter().map(|frame| told(frame)).collect::<Vec<_>>(), [nameless.clone()]);
+        assert_eq!(frames.iter().map(told).collect::<Vec<_>>(), std::slice::from_ref(&nameless));
     }
     assert!(frames_until_now(&pg, &mut other, "user:2").await.is_empty());
     // One that was away gets them, the sender does not.
