@@ -24,11 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::devices::{Devices, Sessions};
 use crate::ingest::{Ingest, IngestError, IngestOptions};
 use crate::log::LogOptions;
 use crate::postgres::Target;
 use crate::sync::{FullOptions, FullSync};
-use crate::transport::{self, Caller, FrontDoor, Limits, Relay, Sessions, Tickets, Tls};
+use crate::transport::{self, Caller, FrontDoor, Limits, Messages, Relay, Tickets, Tls};
 
 use edge::Edge;
 use embedded::EmbeddedDatabase;
@@ -44,8 +45,9 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 /// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
 const FENCE_WAIT: Duration = Duration::from_secs(5);
 
-/// Critical tasks: ingest, HTTP, metrics, alarms, signing keys, tending. Each fails at most once.
-const CRITICAL_TASKS: usize = 6;
+/// Critical tasks: ingest, HTTP, metrics, alarms, signing keys, the keeper of devices, tending. Each fails at
+/// most once.
+const CRITICAL_TASKS: usize = 7;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -98,17 +100,21 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
+    let messages = Messages::new(options.target.clone(), config.device_topic.clone());
     let full = FullSync::new(full_options(&config, &options.target));
     // Opening the log reads the disk, and recovers after a crash.
     let (ingest, feed) =
         tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let sessions = Sessions::default();
     let relay = Arc::new(Relay {
+        devices: Devices::new(feed.clone(), sessions.clone(), config.device_max_age),
+        messages,
         feed,
         verifier,
         gate: edge::gate(&config),
         progress: ingest.progress(),
+        sessions,
         full,
-        sessions: Sessions::default(),
         tickets: Tickets::default(),
         limits: limits(&config),
         metrics,
@@ -130,6 +136,12 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     running.spawn_ingest(ingest, failed.clone())?;
     running.spawn_http(edge, &failed);
     running.spawn_keys(failed.clone());
+    let (shutdown, tasks) = (running.relay.shutdown.clone(), running.relay.tasks.clone());
+    let keeping = running.relay.devices.clone().keep(shutdown, tasks);
+    running.spawn_critical("the keeper of devices", failed.clone(), async move {
+        keeping.await;
+        Ok(())
+    });
     running.spawn_critical(
         "the alarms",
         failed.clone(),

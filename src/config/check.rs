@@ -48,6 +48,9 @@ impl Config {
             let missing = if self.tls_key.is_none() { "tls_key" } else { "tls_cert" };
             wrong(missing, "is not set; tls_cert and tls_key go together".to_owned());
         }
+        if !self.device_topic.is_of_one_user() {
+            wrong("device_topic", format!("expected {}", expected("device_topic")));
+        }
         if purpose == Purpose::Serve {
             self.check_needed(&mut wrong);
         }
@@ -99,6 +102,7 @@ impl Config {
             ("fingerprint_interval", self.fingerprint_interval),
             ("jwks_refresh", self.jwks_refresh),
             ("rate_limit_window", self.rate_limit_window),
+            ("device_max_age", self.device_max_age),
         ];
         let numbers = [
             ("log_max_size", self.log_max_size),

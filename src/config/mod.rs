@@ -120,6 +120,10 @@ settings! {
     auth_timeout: Duration = "5s";
     /// How long broadcasts are replayed to devices that come back
     broadcast_replay: Duration = "5m";
+    /// Devices that were not seen for so long are forgotten
+    device_max_age: Duration = "90d";
+    /// Topic through which a user's devices send each other messages; within what `grants` give
+    device_topic: GrantPattern = "user:{sub}:devices", "a topic with {sub} in it, and no other claim but {iss}";
     /// Full syncs that read the database at the same time
     max_snapshots: usize = "4";
     /// Longest time that one full sync may read the database, and wait for its turn

@@ -26,6 +26,9 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// A transaction that has no more changes than a page may hold, but more bytes, is given whole up to
 /// this size. Bounds the memory of one request.
 const TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
+/// A page ends after so many entries, also such that the request does not want: a rare table in a busy
+/// audience must not hold a place among the readers for long.
+const PAGE_VISITS: usize = if cfg!(test) { 3 } else { 64 * 1024 };
 
 #[derive(Debug)]
 pub(super) struct Reading {
@@ -113,7 +116,7 @@ impl Reading {
         };
         self.check_marks(feed, after)?;
         let stretch = Stretch::of(&page);
-        let sync_timestamp = match (stretch.more, stretch.greatest_committed_at()) {
+        let sync_timestamp = match (stretch.more, page.paused_at.or(stretch.greatest_committed_at())) {
             (false, _) => self.watermark.greatest_committed_at,
             (true, Some(greatest)) => greatest,
             (true, None) => return Err(LogError::Corrupt("a page without changes that goes on").into()),
@@ -139,12 +142,14 @@ impl Reading {
             upto,
             max_deliveries: limit,
             max_bytes: PAGE_BYTES,
+            max_visited: PAGE_VISITS,
         };
         let page = feed.log.read(&request)?;
         match first_if_cut_by_bytes(&page, limit) {
             Some(commit) => {
                 let upto = Position::new(commit, u32::MAX);
-                let whole = feed.log.read(&ReadRequest { upto, max_bytes: TRANSACTION_BYTES, ..request })?;
+                let (max_bytes, max_visited) = (TRANSACTION_BYTES, usize::MAX);
+                let whole = feed.log.read(&ReadRequest { upto, max_bytes, max_visited, ..request })?;
                 Ok(ended_at_last_delivery(whole))
             }
             None => Ok(page),
@@ -208,7 +213,7 @@ fn basis(
 }
 
 fn nothing_up_to(through: Position) -> Page {
-    Page { transactions: Vec::new(), through, more: false, cut: false }
+    Page { transactions: Vec::new(), through, more: false, cut: false, paused_at: None }
 }
 
 /// The commit of a page's only transaction, if it was its bytes that cut it.

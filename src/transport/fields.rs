@@ -13,8 +13,9 @@ use serde_json::{Map, Value};
 
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use super::ws::{invalid_device_id, is_device_id};
+use super::ws::invalid_device_id;
 use crate::auth::Grants;
+use crate::devices::{Labels, is_device_id};
 use crate::sync::SyncError;
 use crate::topic::Pattern;
 
@@ -91,6 +92,12 @@ impl Fields {
             Some(id) if is_device_id(id) => Ok(id.into()),
             _ => Err(invalid_device_id()),
         }
+    }
+
+    /// What the device says about itself.
+    pub(super) fn labels(&self) -> Result<Labels, SyncError> {
+        let label = |field| Ok::<_, SyncError>(self.text(field)?.map(str::to_owned));
+        Ok(Labels::new(label("device_type")?, label("app_version")?))
     }
 
     /// The topics that are named, each once; without any, all that is granted.

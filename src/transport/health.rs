@@ -20,7 +20,18 @@ use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
 /// What this version can do, for clients that choose by it.
-const FEATURES: &[&str] = &["websocket", "sse", "long_poll", "replay", "sync", "sync_ndjson", "broadcast"];
+const FEATURES: &[&str] = &[
+    "websocket",
+    "sse",
+    "long_poll",
+    "replay",
+    "sync",
+    "sync_ndjson",
+    "full_sync",
+    "broadcast",
+    "devices",
+    "messages",
+];
 
 #[derive(Serialize)]
 struct Health {

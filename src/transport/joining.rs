@@ -6,10 +6,12 @@ use std::time::Duration;
 use axum::http::StatusCode;
 
 use super::problem_response::ProblemResponse;
-use super::protocol::Closing;
-use super::relay::{Relay, SessionPlace};
-use super::session::{Refusal, Session};
+use super::protocol::{Answer, Closing};
+use super::relay::Relay;
+use super::session::{Frame, Refusal, Session};
 use crate::auth::Identity;
+use crate::devices::{Channel, Labels, SessionPlace};
+use crate::hub::timestamp;
 use crate::sync::problem::Problem;
 
 /// When a device should come back that came before the first log was open.
@@ -22,18 +24,32 @@ pub(super) fn enter(
     relay: &Arc<Relay>,
     identity: Identity,
     device: Arc<str>,
+    labels: Labels,
     numbers_as_strings: bool,
 ) -> Result<(SessionPlace, Session), ProblemResponse> {
     let Some(feed) = relay.current_feed() else {
         let detail = "the relay has no log yet; /ready says why";
         return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));
     };
-    let most = relay.limits.max_sessions_per_user;
-    let Some(place) = relay.sessions.enter(&identity.user, &device, most) else {
+    let Some(place) = relay.enter(&identity, &device, labels, Channel::Http) else {
+        let most = relay.limits.max_sessions_per_user;
         let detail = format!("a user has at most {most} sessions at a time");
         return Err(ProblemResponse::too_many("too_many_sessions", detail, TOO_MANY_RETRY));
     };
     Ok((place, Session::new(Arc::clone(relay), feed, identity, device, numbers_as_strings)))
+}
+
+/// What a session is told from elsewhere.
+pub(super) fn read_mail(place: &SessionPlace, out: &mut Vec<Frame>) -> Result<(), Closing> {
+    let mail = place.take_mail();
+    if mail.removed {
+        return Err(Closing::Removed);
+    }
+    if let Some((device_id, at)) = &mail.synced {
+        let answer = Answer::OtherDeviceSynced { device_id, timestamp: timestamp(*at) };
+        out.push(answer.to_json().into());
+    }
+    Ok(())
 }
 
 impl From<Refusal> for ProblemResponse {

@@ -65,6 +65,14 @@ fn describe() {
     describe_gauge!("rowcast_sessions", "live connections of devices");
     describe_gauge!("rowcast_users", "users with a live connection");
     describe_gauge!("rowcast_devices", "devices of users with a live connection");
+    describe_gauge!(
+        "rowcast_devices_unwritten",
+        "reports for the registry of devices that are not in the log yet"
+    );
+    describe_counter!(
+        "rowcast_devices_passed_over_total",
+        "reports for the registry of devices that there was no room for"
+    );
     describe_gauge!("rowcast_log_bytes", Unit::Bytes, "the log's size on disk");
     describe_gauge!("rowcast_log_spans", "spans of time that the log is kept in");
     describe_gauge!("rowcast_log_queued_bytes", Unit::Bytes, "accepted by the log and not yet readable");
@@ -172,6 +180,7 @@ fn set_gauges(relay: &Relay) {
     gauge!("rowcast_sessions").set(sessions as f64);
     gauge!("rowcast_users").set(users as f64);
     gauge!("rowcast_devices").set(relay.sessions.devices() as f64);
+    gauge!("rowcast_devices_unwritten").set(relay.devices.unwritten() as f64);
     let set_lsn =
         |stage: &'static str, lsn: Lsn| gauge!("rowcast_lsn", "stage" => stage).set(lsn.get() as f64);
     set_lsn("server", progress.server_end());

@@ -5,6 +5,7 @@
 //! deliveries into frames, at each device's own pace.
 
 mod address;
+mod devices;
 mod events;
 mod fields;
 mod gate;
@@ -14,6 +15,7 @@ mod http_auth;
 mod joining;
 mod line;
 mod listener;
+mod messages;
 mod metrics;
 mod origin;
 mod poll;
@@ -32,10 +34,11 @@ pub(crate) use address::TrustedProxies;
 pub(crate) use gate::{Anonymous, Gate};
 pub(crate) use line::Caller;
 pub(crate) use listener::FrontDoor;
+pub use messages::Messages;
 pub(crate) use metrics::install as install_metrics;
 pub(crate) use origin::{Origins, is_origin};
 pub(crate) use rate::{RateSettings, Rates};
-pub use relay::{Limits, Relay, SessionPlace, Sessions};
+pub use relay::{Limits, Relay};
 pub(crate) use router::{operation_router, router};
 pub use tickets::Tickets;
 pub(crate) use tls::Tls;

@@ -17,7 +17,7 @@ pub(super) enum Request {
     Unsubscribe { topics: Vec<String> },
     Ping {},
     Auth { token: String },
-    Ack {},
+    Ack { cursor: String },
 }
 
 /// What of any message can be read without knowing its type.
@@ -96,6 +96,10 @@ pub(super) enum Answer<'a> {
         reason: Reason,
         retry_after_ms: u64,
     },
+    OtherDeviceSynced {
+        device_id: &'a str,
+        timestamp: String,
+    },
     Revoked {
         topics: Vec<String>,
     },
@@ -143,6 +147,8 @@ pub(super) enum Closing {
     NotGranted(&'static str),
     Idle,
     TooMany(&'static str),
+    /// The user removed this device.
+    Removed,
     /// The relay restarts, its log begins anew, or it cannot check tokens at the moment: come back.
     Restart {
         retry_after_ms: u64,
@@ -158,6 +164,7 @@ impl Closing {
             Closing::Token(_) => 4401,
             Closing::NotGranted(_) => 4403,
             Closing::Idle => 4408,
+            Closing::Removed => 4410,
             Closing::TooMany(_) => 4429,
             Closing::Restart { .. } => 1012,
             Closing::Gone => 1000,
@@ -171,6 +178,7 @@ impl Closing {
             | Closing::Token(why)
             | Closing::NotGranted(why)
             | Closing::TooMany(why) => why.to_owned(),
+            Closing::Removed => "this device was removed".to_owned(),
             Closing::Idle => "nothing was heard for two heartbeats".to_owned(),
             Closing::Restart { retry_after_ms } => format!("{{\"retry_after_ms\":{retry_after_ms}}}"),
             Closing::Gone => String::new(),
@@ -245,6 +253,10 @@ mod tests {
             ),
             ("pong", Answer::Pong { r#ref, timestamp: timestamp(), cursor: Some(cursor) }),
             ("sync_required", required),
+            (
+                "other_device_synced",
+                Answer::OtherDeviceSynced { device_id: "tablet", timestamp: timestamp() },
+            ),
             ("revoked", Answer::Revoked { topics: topics() }),
             ("granted", Answer::Granted { r#ref: None, topics: topics() }),
             ("error", error),

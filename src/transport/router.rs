@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
 use tower_http::compression::CompressionLayer;
@@ -13,7 +13,7 @@ use tower_http::compression::predicate::SizeAbove;
 
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use super::{events, guard, health, metrics, poll, rest, tickets, ws};
+use super::{devices, events, guard, health, messages, metrics, poll, rest, tickets, ws};
 
 /// Requests that read the log at the same time: each takes a thread while it does, and the rest waits in
 /// order, so that a herd of returning devices costs latency and not memory.
@@ -24,6 +24,13 @@ pub(crate) fn router(relay: Arc<Relay>) -> Router {
         .route("/api/realtime/sync", get(rest::sync_by_query).post(rest::sync_by_body))
         .route("/api/sync/poll", get(poll::poll).post(poll::poll))
         .route("/api/realtime/ticket", post(tickets::ticket))
+        .route("/api/realtime/sync-status", get(devices::sync_status))
+        .route("/api/realtime/devices", get(devices::list))
+        .route("/api/realtime/devices/{device_id}", delete(devices::remove))
+        .route("/api/realtime/active-users", get(devices::active_users))
+        .route("/api/sync/send", post(messages::send))
+        .route("/api/sync/broadcast", post(messages::broadcast))
+        .route("/api/sync/status", get(devices::status))
         .layer(DefaultBodyLimit::max(relay.limits.max_message_size))
         .layer(Extension(Arc::new(Semaphore::new(CONCURRENT_READS))))
         .layer(from_fn(guard::in_time));

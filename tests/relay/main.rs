@@ -6,6 +6,7 @@ mod catalog;
 mod crash;
 mod ddl;
 mod delivery;
+mod devices;
 mod edge;
 mod events;
 mod full;

@@ -28,6 +28,8 @@ pub struct Served {
     pub body: Bytes,
     /// The device has a whole full answer now.
     pub completes_full: bool,
+    /// It has not got all that there is for it.
+    pub has_more: bool,
 }
 
 impl FullSync {
@@ -35,7 +37,7 @@ impl FullSync {
     pub async fn page(&self, identity: &Identity, token: PageToken) -> Result<Served, SyncError> {
         let shared = self.find(identity, token)?;
         let Some(outcome) = shared.outcome(ANSWER_WAIT).await else {
-            return Ok(Served { body: building(&shared, token), completes_full: false });
+            return Ok(Served { body: building(&shared, token), completes_full: false, has_more: true });
         };
         let done = outcome.map_err(SyncError::Failed)?;
         let number = token.page;
@@ -47,7 +49,7 @@ impl FullSync {
             page => page.unwrap_or_default(),
         };
         let tail = done.tail(token);
-        Ok(Served { body: done.json(&page, &tail), completes_full: !tail.has_more })
+        Ok(Served { body: done.json(&page, &tail), completes_full: !tail.has_more, has_more: tail.has_more })
     }
 
     /// The answer from a page on as NDJSON.

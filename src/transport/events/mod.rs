@@ -48,7 +48,8 @@ pub(super) async fn events(
         Some(value) => Some(value.to_str().map_err(|_| SyncError::Cursor)?),
         None => fields.text("cursor")?,
     };
-    let (place, mut session) = enter(&relay, identity, device, fields.numbers_as_strings()?)?;
+    let (place, mut session) =
+        enter(&relay, identity, device, fields.labels()?, fields.numbers_as_strings()?)?;
     let mut out = vec![session.established()];
     let from = cursor.map_or(From::Here, From::Cursor);
     let vouched = Vouched::new(session.open(&topics, from, &mut out).await?);

@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::encode::Events;
+use crate::devices::SessionPlace;
+use crate::transport::joining::read_mail;
 use crate::transport::protocol::{Answer, Closing, spread};
-use crate::transport::relay::SessionPlace;
 use crate::transport::session::{Frame, Session, Step, Vouched};
 
 /// How long the goodbye may take.
@@ -28,7 +29,7 @@ pub(super) struct Stream {
     /// When the reader is told next that the session lives.
     progress: Instant,
     heartbeat: Duration,
-    _place: SessionPlace,
+    place: SessionPlace,
 }
 
 enum Never {}
@@ -45,7 +46,7 @@ impl Stream {
         let mut events = Events::default();
         events.retry(Duration::from_millis(spread(RETRY_MS.0, RETRY_MS.1)));
         let progress = Instant::now() + heartbeat;
-        Stream { session, vouched, out, events, pipe, progress, heartbeat, _place: place }
+        Stream { session, vouched, out, events, pipe, progress, heartbeat, place }
     }
 
     pub(super) async fn run(mut self) {
@@ -65,6 +66,7 @@ impl Stream {
     async fn serve(&mut self) -> Result<Never, Closing> {
         self.write().await?;
         loop {
+            read_mail(&self.place, &mut self.out)?;
             let step = self.session.step(&mut self.out).await?;
             self.write().await?;
             self.session.check_over(&mut self.out)?;
@@ -78,6 +80,7 @@ impl Stream {
             // All branches are cancel-safe: the outbox's bell stays rung.
             tokio::select! {
                 () = self.session.seat.ready() => {}
+                () = self.place.mail_came() => {}
                 () = tokio::time::sleep_until(self.progress) => {}
                 _ = self.session.over() => {}
                 () = self.pipe.closed() => return Err(Closing::Gone),

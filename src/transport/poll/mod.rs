@@ -24,11 +24,12 @@ use super::guard::{self, Places};
 use super::http_auth::Authenticated;
 use super::joining::enter;
 use super::problem_response::ProblemResponse;
-use super::relay::{Relay, SessionPlace};
+use super::relay::Relay;
 use super::session::{self, Frame, Session, Step, Vouched};
 use crate::auth::Identity;
 use crate::change::Reason;
 use crate::cursor::Cursor;
+use crate::devices::SessionPlace;
 use crate::log::{TimeLookup, Watermark};
 use crate::position::Position;
 use crate::sync::SyncError;
@@ -74,7 +75,8 @@ pub(super) async fn poll(
     let asked = Asked::of(&fields, &identity)?;
     let deadline = Instant::now() + asked.wait;
     let user = identity.user.subject.clone();
-    let (place, session) = enter(&relay, identity, Arc::clone(&asked.device), asked.numbers_as_strings)?;
+    let (place, session) =
+        enter(&relay, identity, Arc::clone(&asked.device), fields.labels()?, asked.numbers_as_strings)?;
     let mut poll = Poll::new(session, place, &asked);
     poll.begin(&asked, &places).await?;
     poll.read_or_wait(&places, deadline).await?;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::frame::{At, Frame};
 use super::subscriptions::Subscriptions;
 use crate::auth::UserId;
-use crate::change::{Body, Delivery, Tag, Transaction};
+use crate::change::{Body, Broadcast, Delivery, Tag, Transaction};
 use crate::cursor::Epoch;
 use crate::hub::{FrameStyle, Published, Shown, frame_of, view};
 use crate::transport::Relay;
@@ -98,7 +98,8 @@ impl Reader {
                 }
                 Body::Broadcast(broadcast) => {
                     let fresh = transaction.committed_at >= broadcasts_from;
-                    if fresh && wanted.wants(&broadcast.audience, &broadcast.name, at) {
+                    let meant = !self.is_own_message(transaction.tag.as_ref(), broadcast);
+                    if fresh && meant && wanted.wants(&broadcast.audience, &broadcast.name, at) {
                         // Behind the change that is held back, if there is one.
                         let queue = if held.is_some() { &mut broadcasts } else { &mut *out };
                         queue.push(frame(place, delivery, &Shown::Broadcast, style));
@@ -117,6 +118,18 @@ impl Reader {
         }
         out.append(&mut broadcasts);
         metrics::counter!("rowcast_deliveries_total").increment((out.len() - before) as u64);
+    }
+
+    /// What a device sent to the user's other devices does not come back to it.
+    fn is_own_message(&self, tag: Option<&Tag>, broadcast: &Broadcast) -> bool {
+        let sent_here =
+            |tag: &Tag| tag.device == self.device && tag.user.as_deref() == Some(&*self.user.subject);
+        tag.is_some_and(sent_here)
+            && self
+                .relay
+                .messages
+                .topic_of(&self.user)
+                .is_some_and(|topic| topic.matches(&broadcast.audience, &broadcast.name))
     }
 
     /// A device's id says nothing to other users, so it is told only to its own.

@@ -48,6 +48,8 @@ pub(super) use vouched::Vouched;
 /// What one reading of the log gives at most, so that a session behind holds little.
 const PAGE_DELIVERIES: usize = 512;
 const PAGE_BYTES: usize = 64 * 1024;
+/// And how many entries it looks at, so that a session that reads a rare table stays one among many.
+const PAGE_VISITS: usize = if cfg!(test) { 3 } else { 16 * 1024 };
 
 /// When to come back after being told to sync, so that devices do not come at once.
 const SYNC_SPREAD_MS: u64 = 5_000;
@@ -334,8 +336,14 @@ impl Session {
     ) -> Result<Option<Page>, Closing> {
         let (feed, interests) = (Arc::clone(&self.feed), wanted.interests());
         let reading = tokio::task::spawn_blocking(move || {
-            let (max_deliveries, max_bytes) = (PAGE_DELIVERIES, PAGE_BYTES);
-            feed.log.read(&ReadRequest { interests: &interests, after, upto, max_deliveries, max_bytes })
+            feed.log.read(&ReadRequest {
+                interests: &interests,
+                after,
+                upto,
+                max_deliveries: PAGE_DELIVERIES,
+                max_bytes: PAGE_BYTES,
+                max_visited: PAGE_VISITS,
+            })
         });
         match reading.await {
             Ok(Ok(page)) => Ok(Some(page)),

@@ -93,8 +93,7 @@ impl Session {
                 );
             }
             Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out).await,
-            // The registry of devices, which keeps acknowledged cursors, comes with a later release.
-            Request::Ack {} => {}
+            Request::Ack { cursor } => self.ack(r#ref.as_ref(), &cursor, out),
         }
         Ok(())
     }
@@ -337,6 +336,17 @@ impl Session {
             }
         }
         out.push(Answer::Unsubscribed { r#ref, topics }.to_json().into());
+    }
+
+    /// What the device says to have, kept for its sync status. Of another epoch it says nothing.
+    fn ack(&self, r#ref: Option<&Value>, cursor: &str, out: &mut Vec<Frame>) {
+        match self.check_cursor(cursor) {
+            Ok(cursor) if cursor.epoch == self.feed.epoch => {
+                self.relay.devices.acked(&self.identity.user, &self.reader.device, cursor);
+            }
+            Ok(_) => answer_refusal(r#ref, refusal("invalid_cursor", "this cursor is of another epoch"), out),
+            Err(why) => answer_refusal(r#ref, why, out),
+        }
     }
 
     /// A new token for the same user; what it no longer grants ends.

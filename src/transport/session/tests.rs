@@ -11,17 +11,19 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Frame, Session, Step};
-use crate::auth::{AuthConfig, Grants, Identity, Secret, UserId, Verifier};
+use crate::auth::{AuthConfig, GrantPattern, Grants, Identity, Secret, UserId, Verifier};
 use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
+use crate::devices::{Devices, Sessions};
 use crate::feed::Feed;
 use crate::horizon::Horizon;
 use crate::hub::Touched;
 use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::postgres::Target;
 use crate::topic::{Audience, Pattern};
-use crate::transport::{Gate, Limits, Relay, Sessions, Tickets};
+use crate::transport::{Gate, Limits, Messages, Relay, Tickets};
 
 /// Topics that the device reads: a wildcard, and two tables by name. What the others hold is noise.
 const PATTERNS: [&str; 3] = ["user:1:*", "team:7:t1", "team:7:t2"];
@@ -292,13 +294,17 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         ready_lag_time: Duration::ZERO,
     };
     let (_, receiver) = tokio::sync::watch::channel(Some(Arc::clone(feed)));
+    let sessions = Sessions::default();
+    let target = Target::parse("postgres://nobody@localhost/none").unwrap();
     Relay {
+        devices: Devices::new(receiver.clone(), sessions.clone(), Duration::MAX),
+        messages: Messages::new(target, GrantPattern::parse("user:{sub}:devices").unwrap()),
         feed: receiver,
         verifier: Some(Verifier::new(auth).unwrap()),
         gate: Gate::default(),
         progress: Arc::default(),
+        sessions,
         full: crate::sync::tests::full_sync(),
-        sessions: Sessions::default(),
         tickets: Tickets::default(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),

@@ -12,8 +12,10 @@ use tokio::time::Instant;
 use super::outgoing::Outgoing;
 use super::{Proof, Wishes};
 use crate::auth::{AuthError, Identity};
+use crate::devices::{Channel, Labels, SessionPlace};
 use crate::transport::Relay;
 use crate::transport::gate::Refusal;
+use crate::transport::joining::read_mail;
 use crate::transport::protocol::{Answer, Closing, Request, spread, spread_after};
 use crate::transport::rate::Bucket;
 use crate::transport::session::{Frame, Session, Step, restart};
@@ -31,6 +33,7 @@ pub(super) async fn run(
     address: IpAddr,
     proof: Result<Proof, AuthError>,
     wishes: Wishes,
+    labels: Labels,
 ) {
     let (sink, incoming) = socket.split();
     let mut driver = Driver {
@@ -41,7 +44,7 @@ pub(super) async fn run(
         address,
         relay: Arc::clone(&relay),
     };
-    let why = match driver.serve(&device, proof, wishes).await {
+    let why = match driver.serve(&device, proof, wishes, labels).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
@@ -88,6 +91,7 @@ impl Driver {
         device: &Arc<str>,
         proof: Result<Proof, AuthError>,
         wishes: Wishes,
+        labels: Labels,
     ) -> Result<Never, Closing> {
         let identity = match proof {
             Ok(Proof::Token(token)) => self.admit(Some(&token)).await?,
@@ -96,16 +100,15 @@ impl Driver {
             Ok(Proof::Later) => self.await_token().await?,
             Err(error) => return Err(self.let_out(error)),
         };
-        let most = self.relay.limits.max_sessions_per_user;
-        let place = self.relay.sessions.enter(&identity.user, device, most);
-        let Some(_place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
+        let place = self.relay.enter(&identity, device, labels, Channel::WebSocket);
+        let Some(place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
         let Some(feed) = self.relay.current_feed() else {
             return Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) });
         };
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
         self.out.push(session.established());
-        let why = match self.converse(&mut session).await {
+        let why = match self.converse(&mut session, &place).await {
             Ok(never) => match never {},
             Err(why) => why,
         };
@@ -117,10 +120,11 @@ impl Driver {
         Err(why)
     }
 
-    async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
+    async fn converse(&mut self, session: &mut Session, place: &SessionPlace) -> Result<Never, Closing> {
         let heartbeat = self.relay.limits.heartbeat;
         let mut beats = Beats { frame: Instant::now() + heartbeat, ping: Instant::now() + heartbeat };
         loop {
+            read_mail(place, &mut self.out)?;
             let step = session.step(&mut self.out).await?;
             self.write(session, &mut beats).await?;
             if step == Step::Worked {
@@ -135,6 +139,7 @@ impl Driver {
             // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
             tokio::select! {
                 () = session.seat.ready() => {}
+                () = place.mail_came() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 _ = session.over() => {}

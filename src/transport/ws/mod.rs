@@ -13,14 +13,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{ConnectInfo, Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{ConnectInfo, Path, Query, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::problem_response::ProblemResponse;
 use super::{Caller, Relay};
 use crate::auth::bearer::{self, Carriers};
 use crate::auth::{AuthError, Identity};
+use crate::devices::{Labels, is_device_id};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
 const READ_BUFFER: usize = 4 * 1024;
@@ -59,6 +60,7 @@ pub(crate) async fn upgrade(
     Path(device_id): Path<String>,
     RawQuery(query): RawQuery,
     ConnectInfo(caller): ConnectInfo<Caller>,
+    uri: Uri,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -87,6 +89,7 @@ pub(crate) async fn upgrade(
         None => proof(&relay, carriers, query.as_deref()),
     };
     let address = relay.gate.client(&caller, &headers);
+    let labels = labels(&uri);
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
     let upgrade = upgrade
@@ -98,7 +101,7 @@ pub(crate) async fn upgrade(
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
     upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), address, proof, wishes))
+        tasks.track_future(driver::run(relay, socket, device_id.into(), address, proof, wishes, labels))
     })
 }
 
@@ -107,9 +110,19 @@ pub(super) fn invalid_device_id() -> ProblemResponse {
     ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail)
 }
 
-pub(super) fn is_device_id(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+/// What the device says about itself; a query that cannot be decoded says nothing.
+fn labels(uri: &Uri) -> Labels {
+    let (mut device_type, mut app_version) = (None, None);
+    if let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) {
+        for (name, value) in pairs {
+            match name.as_str() {
+                "device_type" => device_type = Some(value),
+                "app_version" => app_version = Some(value),
+                _ => {}
+            }
+        }
+    }
+    Labels::new(device_type, app_version)
 }
 
 fn wishes(query: &str) -> Wishes {
