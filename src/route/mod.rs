@@ -10,14 +10,17 @@
 //! table is answered by a mark, never by a guess.
 
 mod catalog;
+mod leaves;
 mod message;
+#[cfg(test)]
+mod partition_tests;
 mod plan;
 mod row;
 mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +29,8 @@ use crate::change::{Mark, Reason, Shape};
 use crate::position::Position;
 use crate::postgres::tables::{TableFetch, TableInfo};
 use crate::wal::pgoutput::{Relation, Tuple};
+
+use leaves::Leaves;
 
 pub use catalog::{Catalog, CatalogChange, CatalogRow, CatalogRowError, Tracked};
 pub use message::{Dropped, LogicalMessage, PREFIX, Secret};
@@ -50,6 +55,9 @@ pub struct Known {
     shape: Option<Arc<Shape>>,
     /// The stream does not carry what routing needs; its rows are left out until it does.
     blocked: bool,
+    /// Leaves of a partitioned table of which the same is true: they hold all of its rows up.
+    #[serde(default)]
+    weak: BTreeSet<u32>,
     /// It bore the catalog's name when it was first looked at, so the number is its own: another name
     /// later is a rename, and no other table.
     ours: bool,
@@ -64,7 +72,17 @@ pub struct Router {
     plans: HashMap<u32, Arc<Plan>>,
     /// Tables whose rows cannot be read until knowledge is newer than this position.
     unreadable: HashMap<u32, Position>,
+    leaves: Leaves,
     changed: bool,
+}
+
+/// What of a row is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The new row alone, or none.
+    New,
+    /// The row before too: the identity has to suffice.
+    Old,
 }
 
 /// How the rows of a relation are to be treated at some position.
@@ -89,7 +107,7 @@ pub struct CatalogEffect {
 
 impl Router {
     pub fn new(state: RouterState) -> Self {
-        Router { state, ..Router::default() }
+        Router { leaves: Leaves::of(&state.tables), state, ..Router::default() }
     }
 
     pub fn state(&self) -> &RouterState {
@@ -122,6 +140,7 @@ impl Router {
     /// A Relation message: what follows under its number looks like this.
     pub fn relation(&mut self, relation: Relation) {
         self.plans.remove(&relation.relid);
+        self.leaves.announced(relation.relid);
         self.relations.insert(relation.relid, Arc::new(relation));
     }
 
@@ -129,36 +148,82 @@ impl Router {
         self.relations.get(&relid)
     }
 
+    /// The tracked table whose rows a relation holds: itself, or the one that it is a leaf of.
+    pub fn table_of(&self, relid: u32) -> Option<u32> {
+        match self.state.catalog.get(relid) {
+            Some(_) => Some(relid),
+            None => self.leaves.table(relid),
+        }
+    }
+
+    /// The database was asked, and a relation holds rows of no tracked table.
+    pub fn stranger(&mut self, relid: u32) {
+        self.leaves.stranger(relid);
+    }
+
+    /// Whether these relations hold all rows of a table.
+    pub fn is_whole(&self, table: u32, relids: &[u32]) -> bool {
+        let partitions = self.state.tables.get(&table).and_then(|known| known.info.partitions.as_ref());
+        partitions.is_none_or(|partitions| partitions.leaves.keys().all(|leaf| relids.contains(leaf)))
+    }
+
     /// How to read a row of `relid` that stands at `position`.
-    pub fn reading(&mut self, relid: u32, position: Position) -> Reading {
-        if let Some(plan) = self.plans.get(&relid) {
+    pub fn reading(&mut self, relid: u32, position: Position, need: Need) -> Reading {
+        let serves = |plan: &Plan| need == Need::New || plan.lacks.is_none();
+        if let Some(plan) = self.plans.get(&relid).filter(|plan| serves(plan)) {
             return Reading::Plan(Arc::clone(plan));
         }
-        let Some(tracked) = self.state.catalog.get(relid).cloned() else { return Reading::Skip };
-        if self.unreadable.get(&relid).is_some_and(|upto| position <= *upto) {
+        let Some(table) = self.table_of(relid) else {
+            let asked = self.leaves.is_stranger(relid) || !self.relations.contains_key(&relid);
+            return if asked { Reading::Skip } else { Reading::Ask };
+        };
+        let Some(tracked) = self.state.catalog.get(table).cloned() else { return Reading::Skip };
+        if self.unreadable.get(&table).is_some_and(|upto| position <= *upto) {
             return Reading::Skip;
         }
         let Some(relation) = self.relations.get(&relid).cloned() else { return Reading::Skip };
-        let Some(known) = self.state.tables.get(&relid).cloned() else { return Reading::Ask };
-        let compiled = Plan::compile(&relation, &tracked, &known, |shape| self.number(relid, shape));
+        let Some(known) = self.state.tables.get(&table).cloned() else { return Reading::Ask };
+        if known.blocked_besides(table, relid) {
+            return Reading::Skip;
+        }
+        let blocked = known.is_blocked();
+        let compiled = Plan::compile(&relation, &tracked, &known, |shape| self.number(table, shape));
         match compiled {
+            Ok(plan) if plan.lacks.is_some() && (blocked || need == Need::Old) => {
+                if blocked {
+                    return Reading::Skip;
+                }
+                let (leaf, column) = (&*relation.name, plan.lacks.as_deref());
+                tracing::error!(
+                    table = %tracked.table, leaf, column,
+                    "the replica identity of this partition does not carry a column that the key or the topics need: rows \
+                     of its table are not delivered until SELECT rowcast.track was run again for the table"
+                );
+                self.set_blocked(table, relid, true);
+                Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
+            }
             Ok(plan) => {
                 let plan = Arc::new(plan);
                 self.plans.insert(relid, Arc::clone(&plan));
-                if known.blocked {
-                    self.set_blocked(relid, false);
+                if blocked {
+                    self.set_blocked(table, relid, false);
                     return Reading::Mark(mark(&tracked, before(position), Reason::Identity));
                 }
                 Reading::Plan(plan)
             }
-            Err(_) if known.blocked => Reading::Skip,
+            Err(_) if blocked => Reading::Skip,
             Err(PlanError::Moved(_)) => Reading::Ask,
             Err(error @ (PlanError::Identity { .. } | PlanError::Name { .. })) => {
                 tracing::error!(table = %tracked.table, %error, "rows of this table are not delivered until it is mended");
-                self.set_blocked(relid, true);
+                self.set_blocked(table, relid, true);
                 Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
             }
         }
+    }
+
+    /// What is known of a table.
+    pub fn known(&self, table: u32) -> Option<Arc<TableInfo>> {
+        self.state.tables.get(&table).map(|known| Arc::clone(&known.info))
     }
 
     /// Takes in what the database says of a table now. `at` is where the stream stands.
@@ -166,35 +231,61 @@ impl Router {
     /// Gives the mark that readers are owed: copies older than the answer may hold what the stream
     /// never told.
     pub fn learn(&mut self, relid: u32, fetch: TableFetch, at: Position) -> Option<Mark> {
+        self.learn_through(relid, relid, fetch, at)
+    }
+
+    /// The same, where the rows of `through` gave rise to the question: the table or a leaf of it.
+    pub fn learn_through(
+        &mut self,
+        relid: u32,
+        through: u32,
+        fetch: TableFetch,
+        at: Position,
+    ) -> Option<Mark> {
         let tracked = self.state.catalog.get(relid)?.clone();
         let upto = Position::boundary(fetch.insert_lsn).max(at);
         self.changed = true;
-        self.plans.remove(&relid);
+        self.forget_plans(relid);
         let Some(info) = fetch.info else {
             self.state.tables.remove(&relid);
+            self.leaves.forget(relid);
             self.unreadable.insert(relid, upto);
             return Some(mark(&tracked, upto, Reason::SchemaChanged));
         };
         let old = self.state.tables.get(&relid);
         let reason = match old {
             Some(known) if known.info.fingerprint == info.fingerprint => None,
+            // All rows of the leaves that joined are in the stream.
+            Some(known)
+                if info
+                    .joined(&known.info)
+                    .is_some_and(|joined| joined.is_empty() || fetch.joined_without_rows) =>
+            {
+                None
+            }
             Some(_) => Some(Reason::SchemaChanged),
             None => Some(Reason::NewlyTracked),
         };
         let named = (&info.schema, &info.name) == (&tracked.schema, &tracked.table);
         let (shape, ours, blocked) = old
             .map_or((None, named, false), |known| (known.shape.clone(), known.ours || named, known.blocked));
-        self.state.tables.insert(relid, Known { info: Arc::new(info), shape, ours, blocked });
+        let weak = old.map(|known| known.weak.clone()).unwrap_or_default();
+        let known = Known { info: Arc::new(info), shape, ours, blocked, weak };
+        self.leaves.learn(relid, &known);
+        self.state.tables.insert(relid, known);
         // If the stream still speaks of another shape, its rows up to here are those of the past; but if
         // it has passed the last answer, and this one is the same, it will not get any better.
         let passed = self.unreadable.remove(&relid).is_some_and(|upto| at > upto);
-        if let Some(relation) = self.relations.get(&relid).cloned()
+        if let Some(mark) = self.judge_leaves(&tracked, upto, reason) {
+            return Some(mark);
+        }
+        if let Some(relation) = self.relations.get(&through).cloned()
             && let Some(known) = self.state.tables.get(&relid).cloned()
             && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known, Arc::new)
         {
             if passed && reason.is_none() {
                 tracing::error!(table = %tracked.table, %why, "rows of this table are not delivered until it is mended");
-                self.set_blocked(relid, true);
+                self.set_blocked(relid, through, true);
                 return Some(mark(&tracked, Position::MAX, Reason::Identity));
             }
             tracing::warn!(table = %tracked.table, %why, upto = %upto, "rows are left out until the stream reaches the new shape");
@@ -258,9 +349,67 @@ impl Router {
     }
 
     /// The rows of a table up to here are of a shape that nobody knows any more.
-    pub fn leave_out(&mut self, relid: u32, upto: Position) {
-        self.unreadable.insert(relid, upto);
-        self.plans.remove(&relid);
+    pub fn leave_out(&mut self, table: u32, upto: Position) {
+        self.unreadable.insert(table, upto);
+        self.forget_plans(table);
+    }
+
+    /// Of a table and all its leaves.
+    fn forget_plans(&mut self, table: u32) {
+        let leaves = &self.leaves;
+        self.plans.retain(|relid, _| *relid != table && leaves.table(*relid) != Some(table));
+    }
+
+    /// What the leaves of a table, as the database describes them now, mean for its readers beyond
+    /// `reason`: blocked by one of them, or no longer.
+    fn judge_leaves(&mut self, tracked: &Tracked, upto: Position, reason: Option<Reason>) -> Option<Mark> {
+        let catalog = &self.state.catalog;
+        let known = self.state.tables.get_mut(&tracked.relid)?;
+        let partitions = known.info.partitions.as_ref()?;
+        let was_blocked = known.is_blocked();
+        let needed = || {
+            let topics = tracked.templates.iter().filter_map(Template::column);
+            known.info.primary_key.iter().map(String::as_str).chain(topics)
+        };
+        known
+            .weak
+            .retain(|relid| partitions.leaves.get(relid).is_some_and(|leaf| leaf.lacks(needed()).is_some()));
+        let table = &tracked.table;
+        for (leaf, column) in
+            partitions.leaves.values().filter_map(|leaf| Some((&leaf.name, leaf.lacks(needed())?)))
+        {
+            tracing::warn!(
+                %table, leaf, column,
+                "the replica identity of this partition does not carry this column: its first UPDATE or DELETE will stop \
+                 the table's delivery; run SELECT rowcast.track again for the table"
+            );
+        }
+        let faulty = partitions
+            .leaves
+            .iter()
+            .find(|(relid, leaf)| leaf.fault.is_some() || catalog.get(**relid).is_some());
+        if let Some((_, leaf)) = faulty.filter(|_| !known.blocked) {
+            let why =
+                leaf.fault.map_or_else(|| "it is tracked by itself".to_owned(), |fault| fault.to_string());
+            tracing::error!(%table, leaf = leaf.name, why, "changes of this partition do not come: rows of its table are not delivered until it is mended");
+        }
+        known.blocked = faulty.is_some();
+        match (was_blocked, known.is_blocked()) {
+            (false, true) => Some(mark(tracked, Position::MAX, Reason::Identity)),
+            // The stream may still be where it was not mended.
+            (true, false) => {
+                self.unreadable.insert(tracked.relid, upto);
+                Some(mark(tracked, upto, Reason::Identity))
+            }
+            // Rows up to the mark are unreadable anyway, and leaves that have not been written since are
+            // announced as they were.
+            _ => {
+                if reason.is_some() {
+                    self.unreadable.insert(tracked.relid, upto);
+                }
+                None
+            }
+        }
     }
 
     fn catalog_changed(&mut self, change: CatalogChange, at: Position) -> CatalogEffect {
@@ -272,7 +421,8 @@ impl Router {
         };
         let relid = tracked.relid;
         self.changed = true;
-        self.plans.remove(&relid);
+        self.forget_plans(relid);
+        self.leaves.forget(relid);
         self.unreadable.remove(&relid);
         self.state.tables.remove(&relid);
         let mut marks = vec![mark(&tracked, at, reason)];
@@ -282,14 +432,23 @@ impl Router {
             Some(old) => marks.push(mark(&old, at, Reason::Untracked)),
             None => {}
         }
-        let ask = (reason != Reason::Untracked).then_some(relid);
+        // A leaf that was tracked by itself blocked the table that it belongs to.
+        let ask = if reason == Reason::Untracked { self.leaves.table(relid) } else { Some(relid) };
         CatalogEffect { marks, ask }
     }
 
-    fn set_blocked(&mut self, relid: u32, blocked: bool) {
-        if let Some(known) = self.state.tables.get_mut(&relid) {
-            known.blocked = blocked;
+    /// `relid`: the table itself, or the leaf that it is for.
+    fn set_blocked(&mut self, table: u32, relid: u32, blocked: bool) {
+        if let Some(known) = self.state.tables.get_mut(&table) {
+            match (relid == table, blocked) {
+                (true, _) => known.blocked = blocked,
+                (false, true) => drop(known.weak.insert(relid)),
+                (false, false) => drop(known.weak.remove(&relid)),
+            }
             self.changed = true;
+        }
+        if blocked {
+            self.forget_plans(table);
         }
     }
 
@@ -310,6 +469,17 @@ impl Router {
             known.shape = Some(Arc::clone(&shape));
         }
         shape
+    }
+}
+
+impl Known {
+    fn is_blocked(&self) -> bool {
+        self.blocked || !self.weak.is_empty()
+    }
+
+    /// Whether something else than `relid`, of itself, holds the table's rows up.
+    fn blocked_besides(&self, table: u32, relid: u32) -> bool {
+        (self.blocked && relid != table) || self.weak.iter().any(|leaf| *leaf != relid)
     }
 }
 
