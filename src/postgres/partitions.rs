@@ -104,9 +104,9 @@ SELECT a.relid FROM above a WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_inherits
 
 /// Those of some leaves that may not have been partitions from the first.
 ///
-/// `CREATE TABLE ... PARTITION OF` writes all columns of the new table, those of the system too, in one
-/// command, and nobody touches them later; `ATTACH PARTITION` updates those of a table that was there, in
-/// a command of its own if not in a transaction of its own.
+/// `CREATE TABLE ... PARTITION OF` writes the rows of all the new table's columns, those of the system
+/// too, in one command, and some stay as they are (others get a default); `ATTACH PARTITION` writes
+/// those of all its user's columns anew, in a command of its own if not in a transaction of its own.
 const ATTACHED: &str = "
 WITH RECURSIVE path(leaf, relid, parent, joined) AS (
     SELECT h.inhrelid, h.inhrelid, h.inhparent, h.xmin FROM pg_catalog.pg_inherits h WHERE h.inhrelid = ANY ($1::oid[])
@@ -115,8 +115,9 @@ WITH RECURSIVE path(leaf, relid, parent, joined) AS (
 )
 SELECT DISTINCT p.leaf FROM path p
 JOIN pg_catalog.pg_attribute s ON s.attrelid = p.relid AND s.attnum = -1
-JOIN pg_catalog.pg_attribute a ON a.attrelid = p.relid AND (a.attnum > 0 OR a.attnum = -1)
-WHERE a.xmin <> s.xmin OR NOT a.cmin = s.cmin OR a.xmax::text <> '0' OR p.joined <> s.xmin";
+WHERE p.joined <> s.xmin OR s.xmax::text <> '0' OR NOT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = p.relid AND a.attnum > 0
+      AND a.xmin = s.xmin AND a.cmin = s.cmin AND a.xmax::text = '0')";
 
 /// A lock on a leaf that someone holds for long must not hold up the stream.
 const SIZES: &str = "SELECT coalesce(max(pg_catalog.pg_relation_size(oid)), 0) = 0 FROM pg_catalog.pg_class WHERE oid = ANY ($1::oid[])";

@@ -7,6 +7,7 @@ mod crash;
 mod ddl;
 mod delivery;
 mod harness;
+mod partitions;
 mod privacy;
 mod records;
 mod seam;
