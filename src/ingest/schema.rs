@@ -13,7 +13,7 @@ use crate::position::Position;
 use crate::postgres::Database;
 use crate::postgres::partitions;
 use crate::postgres::tables::{self, TableError, TableFetch};
-use crate::route::{Need, Plan, Reading, RowError};
+use crate::route::{Known, Need, Plan, Reading, RowError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,11 +179,17 @@ impl Driver {
         // A table whose track was read from the stream before its transaction was visible is not known yet.
         let state = self.router.state();
         let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());
-        let known: Vec<(u32, Option<String>)> =
-            state.catalog.tables().map(|tracked| (tracked.relid, fingerprint(tracked.relid))).collect();
-        for (relid, fingerprint) in known {
+        // A leaf may have been mended before the stream met that it was weak.
+        let waits = |relid| state.tables.get(&relid).is_some_and(Known::waits_for_leaf);
+        let known: Vec<(u32, Option<String>, bool)> = state
+            .catalog
+            .tables()
+            .map(|tracked| (tracked.relid, fingerprint(tracked.relid), waits(tracked.relid)))
+            .collect();
+        for (relid, fingerprint, waits) in known {
             // A table that the poll did not ask about was tracked since.
-            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != fingerprint.as_ref() {
+            let differs = poll.fingerprints.get(&relid) != fingerprint.as_ref();
+            if poll.asked.contains(&relid) && (differs || waits) {
                 self.ask(relid, self.here(), None).await?;
             }
         }
