@@ -13,6 +13,7 @@
 //! * [`postgres`]: a private cluster, copied from a template in a fraction of a second.
 //! * [`relay`]: the `rowcast` program as a process: start, kill -9, terminate, restart on its log.
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
+//! * [`issuer`]: a token issuer's endpoint for its keys, which can fail in many ways.
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
@@ -33,6 +34,7 @@ pub(crate) mod device;
 pub(crate) mod follower;
 pub(crate) mod frame;
 pub(crate) mod http;
+pub(crate) mod issuer;
 pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
