@@ -51,7 +51,13 @@ CREATE TABLE IF NOT EXISTS rowcast.identity_changes (
   now_index   oid,
   built_index oid                -- an index that track built, to be dropped again
 );
+-- Of a partition: the tracked table. It may have left that by the time of untrack.
+ALTER TABLE rowcast.identity_changes ADD COLUMN IF NOT EXISTS root oid;
 COMMENT ON TABLE rowcast.identity_changes IS 'Replica identities that rowcast.track changed, and what they were.';
+
+-- Of version 1, where a table was one relation.
+DROP FUNCTION IF EXISTS rowcast.check_build(oid, text[], text);
+DROP FUNCTION IF EXISTS rowcast.decide(oid, text[], text[]);
 
 RESET client_min_messages;
 

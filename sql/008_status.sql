@@ -11,22 +11,27 @@ DECLARE
   again text := format('SELECT rowcast.track(%L, topics => %L, columns => %L);', rel::regclass,
     (SELECT topics FROM rowcast.tables WHERE relid = rel), (SELECT columns FROM rowcast.tables WHERE relid = rel));
   needed text[];
+  weak oid[];           -- what holds its rows and does not tell enough of old ones
 BEGIN
   SELECT * INTO t FROM rowcast.tables WHERE relid = rel;
   RETURN QUERY SELECT f.message, f.hint FROM rowcast.faults(rel, t.topics, t.columns) AS f;
   IF FOUND THEN
     RETURN;
   END IF;
-  needed := rowcast.key_columns(rel) || rowcast.topic_columns(t.topics);
+  needed := rowcast.key_columns(rel) || rowcast.lacking(rowcast.topic_columns(t.topics), rowcast.key_columns(rel));
+  weak := ARRAY(SELECT leaf FROM rowcast.leaves(rel) AS leaf
+    WHERE NOT rowcast.identity_suffices(leaf, needed, rowcast.column_list(leaf, CASE WHEN leaf = rel THEN t.columns END)));
   RETURN QUERY
   SELECT p.problem, again FROM (VALUES
     (NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid = rel AND c.relname = t.table_name AND n.nspname = t.schema_name),
       format('it was tracked as %I.%I: renamed, or restored from a dump', t.schema_name, t.table_name)),
-    (NOT rowcast.is_published(rel, CASE WHEN t.identity <> 'full' THEN t.columns END),
+    (NOT rowcast.is_published(rel, rowcast.column_list(rel, t.columns)),
       'the publication lacks it, or has it with other columns'),
-    (NOT rowcast.identity_suffices(rel, needed, t.columns),
-      format('its replica identity no longer carries %s', rowcast.name_list(needed))),
+    (weak = ARRAY[rel], format('its replica identity no longer carries %s', rowcast.name_list(needed))),
+    (weak <> '{}' AND weak <> ARRAY[rel],
+      format('the replica identity of %s partitions, such as %s, does not carry %s: no UPDATE or DELETE of theirs can be delivered',
+        cardinality(weak), weak[1]::regclass, rowcast.name_list(needed))),
     (NOT has_table_privilege('rowcast_relay', rel, 'SELECT'),
       'the relay may not read it')
   ) AS p (found, problem) WHERE p.found;

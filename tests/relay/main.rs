@@ -13,6 +13,7 @@ mod full;
 mod harness;
 mod keys;
 mod poll;
+mod partitions;
 mod privacy;
 mod records;
 mod seam;
