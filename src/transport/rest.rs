@@ -82,7 +82,7 @@ async fn answer(
         // Who waits for the database must not keep readers of the log waiting.
         drop(place);
         let lines = match answered {
-            Answered::Log(stream) => Lines::Log(stream),
+            Answered::Log(stream) => Lines::Log(Box::new(stream)),
             Answered::Full(token) => Lines::Full(relay.full.lines(&identity, token).await?),
         };
         let reader = LineReader { relay: Arc::clone(relay), identity, device };
@@ -108,7 +108,7 @@ async fn answer(
 
 /// An NDJSON answer under way.
 enum Lines {
-    Log(SyncStream),
+    Log(Box<SyncStream>),
     Full(FullStream),
     /// Nothing follows what was said last.
     Over,
