@@ -224,6 +224,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   );
 $$;
 
+-- What is to be published of a table when these columns leave: with them those that its grants need,
+-- which the relay keeps to itself. NULL is all.
+CREATE OR REPLACE FUNCTION rowcast.with_grants(rel oid, published text[]) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT array_agg(name ORDER BY n) FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n)
+  WHERE published IS NOT NULL
+    AND (name = ANY (published) OR EXISTS (SELECT FROM rowcast.grants g WHERE g.relid = rel AND name = ANY (g.columns)));
+$$;
+
 CREATE OR REPLACE FUNCTION rowcast.publish(rel oid, list text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -320,8 +329,9 @@ BEGIN
     PERFORM rowcast.apply_identity(rel, choice.action, choice.index, choice.columns, choice.why);
   END IF;
   -- FULL bears no column list: the whole row is published, and the relay drops the rest.
-  listed := CASE WHEN (SELECT relreplident FROM pg_class WHERE oid = rel) <> 'f' THEN published END;
+  listed := CASE WHEN (SELECT relreplident FROM pg_class WHERE oid = rel) <> 'f' THEN rowcast.with_grants(rel, published) END;
   PERFORM rowcast.publish(rel, listed);
+  PERFORM rowcast.keep_grants(rel);
   PERFORM rowcast.grant_relay(rel);
   PERFORM rowcast.record(rel, templates, published);
 
@@ -351,7 +361,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WHERE t.relid = rel AND t.schema_name = n.nspname AND t.table_name = c.relname
       AND t.topics = templates AND t.columns IS NOT DISTINCT FROM published
       AND t.identity = CASE c.relreplident WHEN 'd' THEN 'default' WHEN 'i' THEN 'index' WHEN 'f' THEN 'full' END
-      AND rowcast.is_published(rel, CASE WHEN c.relreplident <> 'f' THEN published END)
+      AND rowcast.is_published(rel, CASE WHEN c.relreplident <> 'f' THEN rowcast.with_grants(rel, published) END)
       AND has_table_privilege('rowcast_relay', rel, 'SELECT')
   );
 $$;
@@ -381,6 +391,13 @@ BEGIN
   PERFORM rowcast.check_rights(rel, 'untrack');
   IF NOT EXISTS (SELECT FROM rowcast.tables WHERE relid = rel) THEN
     RAISE NOTICE 'rowcast: % is not tracked', relation;
+    RETURN;
+  END IF;
+  IF exists_still AND EXISTS (SELECT FROM rowcast.grants WHERE relid = rel) THEN
+    -- Its rows still make grants: it stays published, for the relay alone.
+    PERFORM rowcast.lock_table(rel, false, 'untrack');
+    DELETE FROM rowcast.tables WHERE relid = rel;
+    PERFORM rowcast.publish_for_grants(rel);
     RETURN;
   END IF;
   IF exists_still THEN
