@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, RwLock};
 
+use crate::auth::LiveRights;
 use crate::change::Reason;
 use crate::cursor::{Cursor, Epoch};
 use crate::hub::Hub;
@@ -18,6 +19,8 @@ pub struct Feed {
     pub epoch: Epoch,
     pub log: Arc<dyn Log>,
     pub hub: Arc<Hub>,
+    /// Grants that rows make, and revocations, as of what the hub has published.
+    pub rights: Arc<LiveRights>,
     directory: RwLock<Arc<Directory>>,
 }
 
@@ -40,7 +43,13 @@ pub struct DirectoryTable {
 
 impl Feed {
     pub fn new(log: Arc<dyn Log>, start: Lsn) -> Arc<Self> {
-        Arc::new(Feed { epoch: log.epoch(), hub: Hub::new(start), log, directory: RwLock::default() })
+        Arc::new(Feed {
+            epoch: log.epoch(),
+            hub: Hub::new(start),
+            log,
+            rights: Arc::default(),
+            directory: RwLock::default(),
+        })
     }
 
     pub fn directory(&self) -> Arc<Directory> {

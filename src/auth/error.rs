@@ -31,6 +31,10 @@ pub enum AuthError {
     Audience,
     #[error("the token names no user: `sub` must be a text or an integer, not empty, of at most 256 bytes")]
     Subject,
+    #[error("the token was revoked; sign in again")]
+    Revoked,
+    #[error("the relay does not know yet which tokens were revoked; /ready says why")]
+    NotReady,
 }
 
 impl AuthError {
@@ -40,6 +44,8 @@ impl AuthError {
             AuthError::Missing => "token_missing",
             AuthError::Expired => "token_expired",
             AuthError::NotYetValid => "token_not_yet_valid",
+            AuthError::Revoked => "token_revoked",
+            AuthError::NotReady => "not_ready",
             _ => "token_invalid",
         }
     }

@@ -3,7 +3,7 @@
 //! Asked on joining and at every grant change; what `transport` and `sync` may show follows from the
 //! [`Identity`] alone. The way of a token: [`bearer`] finds it in a request, [`keys`] checks its
 //! signature, [`claims`] reads the payload with every value's text kept, [`pattern`] turns claims
-//! into [`Grants`].
+//! into [`Grants`]. What changes rights while a token lives is in [`LiveRights`].
 //!
 //! Invariants: nothing in the payload is looked at before the signature holds; a claim that cannot
 //! be read grants nothing; no token, secret or claim value appears in an error or in `Debug`.
@@ -15,6 +15,7 @@ mod claims;
 mod error;
 mod grants;
 mod keys;
+mod live;
 mod mint;
 mod pattern;
 mod secret;
@@ -28,6 +29,7 @@ pub use error::{AuthConfigError, AuthError};
 pub use grants::Grants;
 use keys::KeySet;
 pub use keys::MIN_SECRET_BYTES;
+pub use live::{LiveRights, NamedUser, RightsChange, RightsWatch};
 pub use mint::{ExtraClaims, mint};
 pub use pattern::{GrantPattern, GrantPatternError};
 pub use secret::Secret;

@@ -14,6 +14,9 @@ use crate::auth::AuthError;
 use crate::sync::SyncError;
 use crate::sync::problem::{CONTENT_TYPE, Problem};
 
+/// When to come back before the first log is open.
+const NOT_READY_RETRY: Duration = Duration::from_secs(2);
+
 /// An error as the client is told it.
 #[derive(Debug)]
 pub(crate) struct ProblemResponse {
@@ -76,6 +79,9 @@ impl From<SyncError> for ProblemResponse {
 impl From<AuthError> for ProblemResponse {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
+        if error == AuthError::NotReady {
+            return ProblemResponse::unavailable(error.code(), detail, NOT_READY_RETRY);
+        }
         // RFC 6750, section 3.1: no error where the request carried no token at all. None of the texts
         // holds a quote.
         let challenge = match error {
