@@ -7,11 +7,13 @@ use std::sync::{Arc, RwLock};
 use crate::auth::LiveRights;
 use crate::change::Reason;
 use crate::cursor::{Cursor, Epoch};
+use crate::fence::Fences;
+use crate::horizon::Horizon;
 use crate::hub::Hub;
 use crate::log::{Log, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::route::{Catalog, RouterState, Template};
+use crate::route::{Catalog, RouterState, Tracked};
 use crate::topic::Pattern;
 
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub struct Feed {
     pub hub: Arc<Hub>,
     /// Grants that rows make, and revocations, as of what the hub has published.
     pub rights: Arc<LiveRights>,
+    pub horizon: Horizon,
+    pub fences: Fences,
     directory: RwLock<Arc<Directory>>,
 }
 
@@ -38,16 +42,19 @@ pub struct DirectoryTable {
     /// The last segment of its topics.
     pub name: Arc<str>,
     pub key: Vec<String>,
-    templates: Vec<Template>,
+    pub tracked: Arc<Tracked>,
 }
 
 impl Feed {
-    pub fn new(log: Arc<dyn Log>, start: Lsn) -> Arc<Self> {
+    /// `start`: the log's end. `horizon`: up to where it is known to be visible to other sessions.
+    pub fn new(log: Arc<dyn Log>, start: Lsn, horizon: Horizon) -> Arc<Self> {
         Arc::new(Feed {
             epoch: log.epoch(),
             hub: Hub::new(start),
             log,
             rights: Arc::default(),
+            horizon,
+            fences: Fences::default(),
             directory: RwLock::default(),
         })
     }
@@ -88,7 +95,7 @@ impl Directory {
             .map(|tracked| DirectoryTable {
                 name: Arc::clone(&tracked.name),
                 key: state.tables.get(&tracked.relid).map(|k| k.info.primary_key.clone()).unwrap_or_default(),
-                templates: tracked.templates.clone(),
+                tracked: Arc::clone(tracked),
             })
             .collect();
         tables.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -101,6 +108,7 @@ impl Directory {
 
     /// The tables that readers of a pattern read.
     pub fn matching<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = &'a DirectoryTable> {
-        self.tables.iter().filter(|table| table.templates.iter().any(|t| t.may_match(pattern)))
+        let reads = |table: &&DirectoryTable| table.tracked.templates.iter().any(|t| t.may_match(pattern));
+        self.tables.iter().filter(reads)
     }
 }

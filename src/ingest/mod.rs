@@ -20,6 +20,7 @@ mod reach;
 mod rows;
 mod schema;
 mod supervisor;
+mod visibility;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub use error::IngestError;
 pub use opening::{Decision, Found, Identity, NewEpoch, decide};
 pub use progress::{Progress, State};
 pub use supervisor::Ingest;
+pub use visibility::{VisibilityError, look};
 
 use crate::log::LogOptions;
 use crate::postgres::Target;

@@ -13,6 +13,7 @@ use super::SyncRequest;
 use crate::auth::{Grants, Identity, UserId};
 use crate::change::{Mark, Reason};
 use crate::feed::Feed;
+use crate::horizon::Horizon;
 use crate::log::Log;
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -32,7 +33,7 @@ fn identity(grants: &[&str]) -> Identity {
 
 /// A feed in which the world's tables are tracked.
 fn feed(log: Arc<dyn Log>) -> Arc<Feed> {
-    let feed = Feed::new(log, Lsn::new(1));
+    let feed = Feed::new(log, Lsn::new(1), Horizon::new(Lsn::new(1)));
     let mut state = RouterState::default();
     for (relid, name) in (1..).zip(world::TABLES) {
         let templates = ["user:{user_id}", "team:{team_id}"].map(|audience| format!("{audience}:{name}"));
