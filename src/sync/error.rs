@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::problem::Problem;
+use crate::auth::AuthError;
 use crate::change::Reason;
 use crate::json::object::RecordError;
 use crate::log::LogError;
@@ -26,6 +27,9 @@ pub enum SyncError {
     Cursor,
     #[error("the topic `{0}` is not granted to this token; ask for topics within its grants")]
     NotGranted(Pattern),
+    /// While the answer was made.
+    #[error(transparent)]
+    Token(#[from] AuthError),
     #[error(
         "these tables cannot be synced from the given position; fetch them anew and go on with a new cursor"
     )]
@@ -49,6 +53,7 @@ impl SyncError {
             SyncError::Topic { .. } => "invalid_topic",
             SyncError::Cursor => "invalid_cursor",
             SyncError::NotGranted(_) => "not_granted",
+            SyncError::Token(error) => error.code(),
             SyncError::FullRequired(_) => "full_sync_required",
             SyncError::NotCaughtUp => "not_caught_up",
             SyncError::Log(LogError::Stopped(_)) => "unavailable",
@@ -64,6 +69,7 @@ impl SyncError {
             | SyncError::Topic { .. }
             | SyncError::Cursor => 400,
             SyncError::NotGranted(_) => 403,
+            SyncError::Token(_) => 401,
             SyncError::FullRequired(_) => 409,
             SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => 503,
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => 500,

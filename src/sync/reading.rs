@@ -26,6 +26,7 @@ const TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Reading {
+    identity: Identity,
     pub(super) request: SyncRequest,
     pub(super) plan: Plan,
     /// Where everything that this request may see ends: as it was at the start.
@@ -57,7 +58,8 @@ impl Reading {
         let watermark = feed.watermark();
         let basis = basis(feed, request, watermark)?;
         let plan = plan(request, basis, &feed.directory(), &feed.log.marks(), watermark.position());
-        let reading = Reading { request: request.clone(), plan, watermark, basis, marks_version };
+        let (identity, request) = (identity.clone(), request.clone());
+        let reading = Reading { identity, request, plan, watermark, basis, marks_version };
         reading.refuse_full()?;
         Ok(reading)
     }
@@ -73,6 +75,7 @@ impl Reading {
                 nothing_up_to(self.watermark.position())
             }
         };
+        self.check_rights(feed)?;
         self.check_marks(feed, after)?;
         let stretch = Stretch::of(&page);
         let sync_timestamp = match (stretch.more, stretch.greatest_committed_at()) {
@@ -110,6 +113,14 @@ impl Reading {
                 Ok(ended_at_last_delivery(whole))
             }
             None => Ok(page),
+        }
+    }
+
+    /// Behind the reading: what changed rights was in force before the log had it.
+    fn check_rights(&self, feed: &Feed) -> Result<(), SyncError> {
+        match feed.rights.recheck(&self.identity, &self.request.topics)? {
+            Some(pattern) => Err(SyncError::NotGranted(pattern)),
+            None => Ok(()),
         }
     }
 

@@ -10,7 +10,6 @@ use super::problem_response::ProblemResponse;
 use super::relay::Relay;
 use crate::auth::bearer::{self, Carriers};
 use crate::auth::{AuthError, Identity};
-use crate::timestamp::PgTimestamp;
 
 /// The identity that the request's token proves; without one the handler is not called.
 #[derive(Debug)]
@@ -22,8 +21,7 @@ impl FromRequestParts<Arc<Relay>> for Authenticated {
     async fn from_request_parts(parts: &mut Parts, relay: &Arc<Relay>) -> Result<Self, ProblemResponse> {
         let query = parts.uri.query().filter(|_| relay.limits.url_token);
         let token = token(&parts.headers, query)?.ok_or(AuthError::Missing)?;
-        let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
-        Ok(Authenticated(relay.verifier.verify(token, now)?))
+        Ok(Authenticated(relay.identify(token)?))
     }
 }
 

@@ -8,9 +8,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{UserId, Verifier};
+use crate::auth::{AuthError, Identity, UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
+use crate::timestamp::PgTimestamp;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
 #[derive(Debug)]
@@ -30,6 +31,15 @@ pub struct Relay {
 impl Relay {
     pub fn current_feed(&self) -> Option<Arc<Feed>> {
         self.feed.borrow().clone()
+    }
+
+    /// Who a token speaks for, with all that he is granted now. The way of every token: also one that is
+    /// valid may have been revoked.
+    pub fn identify(&self, token: &str) -> Result<Identity, AuthError> {
+        let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
+        let mut identity = self.verifier.verify(token, now)?;
+        self.current_feed().ok_or(AuthError::NotReady)?.rights.admit(&mut identity)?;
+        Ok(identity)
     }
 }
 

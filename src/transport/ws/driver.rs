@@ -138,6 +138,7 @@ impl Driver {
             // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
             tokio::select! {
                 () = session.seat.ready() => {}
+                () = session.rights_changed() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 () = until(expiry) => {}
@@ -149,7 +150,7 @@ impl Driver {
     }
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
-    /// expires meanwhile ends the session there and then.
+    /// expires or is revoked meanwhile ends the session there and then.
     async fn write(&mut self, session: &mut Session, beats: &mut Beats) -> Result<(), Closing> {
         if self.out.is_empty() {
             return Ok(());
@@ -162,6 +163,7 @@ impl Driver {
             sent = self.outgoing.send(&mut self.out) => sent,
             () = tokio::time::sleep(patience) => Err(Closing::Idle),
             () = until(expiry(&session.identity)) => Err(Closing::Token("token_expired")),
+            () = session.revoked() => Err(Closing::Token("token_revoked")),
             () = shutdown.cancelled() => Err(restart()),
             () = closed.cancelled() => Err(restart()),
         }
@@ -254,8 +256,9 @@ impl Driver {
     }
 
     fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        match self.relay.verifier.verify(token, now) {
+        match self.relay.identify(token) {
+            // As where there is no feed when the session begins.
+            Err(AuthError::NotReady) => Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) }),
             Ok(identity) => Ok(identity),
             Err(error) => Err(self.refuse(error)),
         }

@@ -13,6 +13,7 @@ mod delivery;
 mod driver;
 mod outgoing;
 mod protocol;
+mod rights;
 mod session;
 mod subscribe;
 mod subscriptions;

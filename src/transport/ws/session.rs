@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::delivery::Reader;
 use super::protocol::{Answer, Closing, spread};
+use super::rights::Rights;
 use super::subscriptions::{Stale, Subscriptions};
 use crate::auth::Identity;
 use crate::change::Reason;
@@ -43,6 +44,7 @@ pub(super) struct Session {
     mode: Mode,
     pub(super) replays: VecDeque<Replay>,
     marks_version: u64,
+    pub(super) rights: Rights,
 }
 
 #[derive(Debug)]
@@ -79,10 +81,11 @@ impl Session {
     pub(super) fn new(
         relay: Arc<Relay>,
         feed: Arc<Feed>,
-        identity: Identity,
+        mut identity: Identity,
         device: Arc<str>,
         numbers_as_strings: bool,
     ) -> Self {
+        let rights = Rights::of(&feed, &mut identity);
         let seat = feed.hub.join(relay.limits.outbox_size);
         let start = seat.go_live();
         let reader = Reader {
@@ -93,6 +96,7 @@ impl Session {
             numbers_as_strings,
         };
         Session {
+            rights,
             marks_version: feed.log.marks_version(),
             position: Position::boundary(start),
             mode: Mode::Live { items: VecDeque::new(), upto: start },
@@ -111,8 +115,15 @@ impl Session {
         self.replays.is_empty().then(|| self.feed.cursor(self.position))
     }
 
-    /// Puts more into frames: marks first, then replays, then the stream.
+    /// Puts more into frames; a token that is revoked ends that.
     pub(super) async fn step(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+        let step = self.go_on(out).await?;
+        self.rights.check()?;
+        Ok(step)
+    }
+
+    /// Marks and rights first, then replays, then the stream.
+    async fn go_on(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
         self.apply_marks(out);
         if !self.replays.is_empty() {
             return self.replay(out).await;
@@ -301,8 +312,9 @@ impl Session {
         }
     }
 
-    /// Ends what new marks made stale.
+    /// Ends what new marks made stale, and what is no longer granted.
     fn apply_marks(&mut self, out: &mut Vec<Bytes>) {
+        self.apply_rights(out);
         let version = self.feed.log.marks_version();
         if version == self.marks_version {
             return;
