@@ -395,8 +395,9 @@ BEGIN
   END IF;
   IF exists_still AND EXISTS (SELECT FROM rowcast.grants WHERE relid = rel) THEN
     -- Its rows still make grants: it stays published, for the relay alone.
-    PERFORM rowcast.lock_table(rel, false, 'untrack');
+    PERFORM rowcast.lock_table(rel, EXISTS (SELECT FROM rowcast.identity_changes WHERE relid = rel), 'untrack');
     DELETE FROM rowcast.tables WHERE relid = rel;
+    PERFORM rowcast.identity_for_grants(rel);
     PERFORM rowcast.publish_for_grants(rel);
     RETURN;
   END IF;

@@ -40,7 +40,7 @@ RETURNS TABLE (problem text, mend text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   RETURN QUERY
-  SELECT 'its grants have ended: ' || fault.why,
+  SELECT fault.why,
     CASE WHEN fault.other THEN format('SELECT rowcast.revoke_by(%L); and rowcast.grant_by for the table that is meant', g.relid)
       ELSE format('SELECT rowcast.grant_by(%L, %L, %L, %L);', g.relid::regclass, g.user_column, g.pattern, g.issuer) END
   FROM rowcast.grants g

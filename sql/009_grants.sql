@@ -127,6 +127,20 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WHERE relid = rel AND shape <> rowcast.grant_shape(rel, columns);
 $$;
 
+-- Puts the replica identity back to what it was before track, or to what grants alone need. Needs the
+-- whole lock where it was changed.
+CREATE OR REPLACE FUNCTION rowcast.identity_for_grants(rel oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  choice record;
+BEGIN
+  PERFORM rowcast.restore_identity(rel);
+  choice := rowcast.choose_identity(rel, '{}', NULL);
+  IF choice.action IN ('default', 'index', 'full') THEN
+    PERFORM rowcast.apply_identity(rel, choice.action, choice.index, choice.columns, choice.why);
+  END IF;
+END $$;
+
 -- Publishes a table for its grants alone: with no more than they and the replica identity need.
 CREATE OR REPLACE FUNCTION rowcast.publish_for_grants(rel oid) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -178,7 +178,8 @@ impl State {
         let before = names(&identity.user).iter().filter_map(|name| self.revoked.get(name)).max().copied();
         // `iat` has whole seconds: of a token from the same second nobody can say that it is newer.
         let issued = identity.issued_at.map(|at| at.saturating_mul(1_000_000));
-        before.is_some_and(|before| issued.is_none_or(|issued| issued < before))
+        let newer = |before: i64| before != i64::MAX && issued.is_some_and(|issued| issued >= before);
+        before.is_some_and(|before| !newer(before))
     }
 }
 

@@ -9,6 +9,7 @@
 //! anew); a value never becomes a separator or a wildcard. Applying a row again changes nothing. Pure.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -46,6 +47,12 @@ impl GrantTemplate {
 
     fn pattern(&self, audience: Audience) -> Pattern {
         Pattern { audience, table: (!self.all).then(|| Arc::clone(self.template.table())) }
+    }
+}
+
+impl fmt::Display for GrantTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

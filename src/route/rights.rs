@@ -187,7 +187,7 @@ impl Router {
         };
         rule.ended = true;
         tracing::error!(
-            table = %rule.full_name(), pattern = ?rule.pattern, %fault,
+            table = %rule.full_name(), pattern = %rule.pattern, %fault,
             "the grants that rows of this table made have ended; SELECT rowcast.grant_by again"
         );
         self.forget_members(generation);
