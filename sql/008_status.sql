@@ -118,7 +118,7 @@ UNION ALL
 SELECT 'grant', pg_catalog.format('%I.%I', g.schema_name, g.table_name),
   pg_catalog.format('%I is granted %s%s, since %s', g.user_column, g.pattern,
     CASE WHEN g.issuer IS NOT NULL THEN pg_catalog.format(' of issuer %L', g.issuer) END, g.granted_at),
-  NULL, NULL, p.problem, p.mend
+  NULL, NULL, 'its grants have ended: ' || p.problem, p.mend
 FROM rowcast.grants g LEFT JOIN LATERAL rowcast.grant_problems(g.generation) AS p ON true
 UNION ALL
 -- Published, but not tracked: the relay drops its rows, and yet they leave the database.

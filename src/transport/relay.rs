@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{AuthError, Identity, UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
+use crate::sync::FullSync;
 use crate::timestamp::PgTimestamp;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
@@ -19,6 +20,7 @@ pub struct Relay {
     pub feed: CurrentFeed,
     pub verifier: Verifier,
     pub progress: Arc<Progress>,
+    pub full: Arc<FullSync>,
     pub sessions: Sessions,
     pub limits: Limits,
     pub metrics: PrometheusHandle,

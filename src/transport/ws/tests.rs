@@ -294,6 +294,7 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         feed: receiver,
         verifier: Verifier::new(auth).unwrap(),
         progress: Arc::default(),
+        full: crate::sync::tests::full_sync(),
         sessions: Sessions::default(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
