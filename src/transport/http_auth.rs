@@ -21,7 +21,7 @@ impl FromRequestParts<Arc<Relay>> for Authenticated {
     async fn from_request_parts(parts: &mut Parts, relay: &Arc<Relay>) -> Result<Self, ProblemResponse> {
         let query = parts.uri.query().filter(|_| relay.limits.url_token);
         let token = token(&parts.headers, query)?.ok_or(AuthError::Missing)?;
-        Ok(Authenticated(relay.identify(token)?))
+        Ok(Authenticated(relay.identify(token).await?))
     }
 }
 

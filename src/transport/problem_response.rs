@@ -14,9 +14,6 @@ use crate::auth::AuthError;
 use crate::sync::SyncError;
 use crate::sync::problem::{CONTENT_TYPE, Problem};
 
-/// When to come back before the first log is open.
-const NOT_READY_RETRY: Duration = Duration::from_secs(2);
-
 /// An error as the client is told it.
 #[derive(Debug)]
 pub(crate) struct ProblemResponse {
@@ -82,8 +79,8 @@ impl From<SyncError> for ProblemResponse {
 impl From<AuthError> for ProblemResponse {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
-        if error == AuthError::NotReady {
-            return ProblemResponse::unavailable(error.code(), detail, NOT_READY_RETRY);
+        if let Some(retry_after) = error.retry_after() {
+            return ProblemResponse::unavailable(error.code(), detail, retry_after);
         }
         // RFC 6750, section 3.1: no error where the request carried no token at all. None of the texts
         // holds a quote.
@@ -128,6 +125,14 @@ mod tests {
         let missing = ProblemResponse::from(AuthError::Missing).into_response();
         assert_eq!(missing.headers()["www-authenticate"], "Bearer");
         assert_eq!(missing.headers()["content-type"], "application/problem+json");
+    }
+
+    #[test]
+    fn a_token_that_could_not_be_checked_is_not_refused() {
+        let response = ProblemResponse::from(AuthError::KeysUnavailable).into_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert!(!response.headers().contains_key("www-authenticate"));
     }
 
     #[test]

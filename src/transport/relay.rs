@@ -37,9 +37,9 @@ impl Relay {
 
     /// Who a token speaks for, with all that he is granted now. The way of every token: also one that is
     /// valid may have been revoked.
-    pub fn identify(&self, token: &str) -> Result<Identity, AuthError> {
+    pub async fn identify(&self, token: &str) -> Result<Identity, AuthError> {
         let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
-        let mut identity = self.verifier.verify(token, now)?;
+        let mut identity = self.verifier.verify_refreshing(token, now).await?;
         self.current_feed().ok_or(AuthError::NotReady)?.rights.admit(&mut identity)?;
         Ok(identity)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::protocol::{Answer, Closing, Envelope, KINDS, Request};
+use super::protocol::{Answer, Closing, Envelope, KINDS, Request, spread_after};
 use super::session::{Replay, SYNC_SPREAD_MS, Session};
 use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
 use crate::change::Reason;
@@ -80,7 +80,7 @@ impl Session {
                     Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into(),
                 );
             }
-            Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out),
+            Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out).await,
             // The registry of devices, which keeps acknowledged cursors, comes with a later release.
             Request::Ack {} => {}
         }
@@ -309,8 +309,23 @@ impl Session {
     }
 
     /// A new token for the same user; what it no longer grants ends.
-    fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
-        let identity = self.relay.identify(token).map_err(|error| Closing::Token(error.code()))?;
+    async fn renew(
+        &mut self,
+        r#ref: Option<&Value>,
+        token: &str,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Closing> {
+        let identity = match self.relay.identify(token).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                let Some(retry_after) = error.retry_after() else { return Err(Closing::Token(error.code())) };
+                // The session's own token is as good as before.
+                let message = error.to_string();
+                let answer = Answer::not_now(r#ref, error.code(), message, spread_after(retry_after));
+                out.push(answer.to_json().into());
+                return Ok(());
+            }
+        };
         if identity.user != self.identity.user {
             return Err(Closing::NotGranted("the new token is of another user"));
         }
