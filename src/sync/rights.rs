@@ -13,7 +13,7 @@ pub(super) fn check(feed: &Feed, identity: &Identity, topics: &[Pattern]) -> Res
         return Err(SyncError::NotCaughtUp);
     }
     let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
-    if identity.expires_at.is_some_and(|end| now >= end) {
+    if identity.has_expired(now) {
         return Err(AuthError::Expired.into());
     }
     match feed.rights.recheck(identity, topics)? {

@@ -99,7 +99,7 @@ fn look(relay: &Relay) -> Readiness {
         Some(NotReady::LagBytes)
     } else if u128::from(lag_micros.unsigned_abs()) > limits.ready_lag_time.as_micros() {
         Some(NotReady::LagTime)
-    } else if !relay.verifier.keys_available() {
+    } else if relay.verifier.as_ref().is_some_and(|verifier| !verifier.keys_available()) {
         Some(NotReady::KeysUnavailable)
     } else {
         None

@@ -4,18 +4,30 @@
 //! on every change of grants. It turns requests into reads of a [`Feed`](crate::feed::Feed) and
 //! deliveries into frames, at each device's own pace.
 
+mod address;
+mod gate;
 mod guard;
 mod health;
 mod http_auth;
+mod line;
 mod listener;
 mod metrics;
+mod origin;
 mod problem_response;
+mod rate;
 mod relay;
 mod rest;
 mod router;
+mod tls;
 mod ws;
 
+pub(crate) use address::TrustedProxies;
+pub(crate) use gate::{Anonymous, Gate};
+pub(crate) use line::Caller;
 pub(crate) use listener::FrontDoor;
 pub(crate) use metrics::install as install_metrics;
+pub(crate) use origin::{Origins, is_origin};
+pub(crate) use rate::{RateSettings, Rates};
 pub use relay::{Limits, Relay, SessionPlace, Sessions};
-pub(crate) use router::router;
+pub(crate) use router::{operation_router, router};
+pub(crate) use tls::Tls;

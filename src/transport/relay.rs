@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::gate::Gate;
 use crate::auth::{AuthError, Identity, UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
@@ -18,7 +19,9 @@ use crate::timestamp::PgTimestamp;
 #[derive(Debug)]
 pub struct Relay {
     pub feed: CurrentFeed,
-    pub verifier: Verifier,
+    /// Absent where nobody is asked for a token.
+    pub verifier: Option<Verifier>,
+    pub(crate) gate: Gate,
     pub progress: Arc<Progress>,
     pub full: Arc<FullSync>,
     pub sessions: Sessions,
@@ -35,11 +38,17 @@ impl Relay {
         self.feed.borrow().clone()
     }
 
-    /// Who a token speaks for, with all that he is granted now. The way of every token: also one that is
-    /// valid may have been revoked.
-    pub async fn identify(&self, token: &str) -> Result<Identity, AuthError> {
-        let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
-        let mut identity = self.verifier.verify_refreshing(token, now).await?;
+    /// Who a token speaks for, or the one user that everyone is where nobody is asked for a token, with all
+    /// that he is granted now. The way of every token: also one that is valid may have been revoked.
+    pub(crate) async fn identify(&self, token: Option<&str>) -> Result<Identity, AuthError> {
+        let mut identity = match &self.gate.anonymous {
+            Some(anonymous) => anonymous.identity.clone(),
+            None => {
+                let (verifier, token) = self.verifier.as_ref().zip(token).ok_or(AuthError::Missing)?;
+                let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
+                verifier.verify_refreshing(token, now).await?
+            }
+        };
         self.current_feed().ok_or(AuthError::NotReady)?.rights.admit(&mut identity)?;
         Ok(identity)
     }
@@ -57,6 +66,8 @@ pub struct Limits {
     pub broadcast_replay: Duration,
     /// A token may stand in the URL.
     pub url_token: bool,
+    /// `/metrics` is served on the operator's own address alone.
+    pub metrics_apart: bool,
     /// `/ready` while ingest is no further behind than this.
     pub ready_lag_bytes: u64,
     pub ready_lag_time: Duration,

@@ -6,6 +6,7 @@ mod catalog;
 mod crash;
 mod ddl;
 mod delivery;
+mod edge;
 mod full;
 mod grants;
 mod harness;

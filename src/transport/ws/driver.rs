@@ -1,5 +1,6 @@
 //! Moves bytes between a socket and its session: the only place that waits.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::auth::{AuthError, Identity};
 use crate::hub::timestamp;
 use crate::timestamp::PgTimestamp;
 use crate::transport::Relay;
+use crate::transport::gate::Refusal;
+use crate::transport::rate::Bucket;
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
@@ -28,6 +31,7 @@ pub(super) async fn run(
     relay: Arc<Relay>,
     socket: WebSocket,
     device: Arc<str>,
+    address: IpAddr,
     token: Result<Option<String>, AuthError>,
     wishes: Wishes,
 ) {
@@ -37,13 +41,14 @@ pub(super) async fn run(
         incoming,
         out: Vec::new(),
         heard: Instant::now(),
+        address,
         relay: Arc::clone(&relay),
     };
     let why = match driver.serve(&device, token, wishes).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
-    tracing::debug!(%device, code = why.code(), "a session ended");
+    tracing::debug!(%device, %address, code = why.code(), "a session ended");
     metrics::counter!("rowcast_sessions_closed_total", "code" => why.code().to_string()).increment(1);
     if why != Closing::Gone {
         let goodbye = async {
@@ -67,6 +72,8 @@ struct Driver {
     out: Vec<Bytes>,
     /// When the device was last heard of.
     heard: Instant,
+    /// Where the device is, for limits and the log.
+    address: IpAddr,
     relay: Arc<Relay>,
 }
 
@@ -86,9 +93,13 @@ impl Driver {
         wishes: Wishes,
     ) -> Result<Never, Closing> {
         let identity = match token {
-            Ok(Some(token)) => self.verify(&token).await?,
+            Ok(Some(token)) => self.admit(Some(&token)).await?,
+            Ok(None) if self.relay.gate.anonymous.is_some() => self.admit(None).await?,
             Ok(None) => self.await_token().await?,
-            Err(error) => return Err(self.refuse(error)),
+            Err(error) => {
+                let refusal = self.relay.gate.refuse(error, self.address);
+                return Err(self.refuse(refusal));
+            }
         };
         let limits = &self.relay.limits;
         let most = limits.max_sessions_per_user;
@@ -255,23 +266,37 @@ impl Driver {
         self.out.push(answer.to_json().into());
     }
 
-    async fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
-        match self.relay.identify(token).await {
-            Ok(identity) => Ok(identity),
-            Err(error) => Err(self.refuse(error)),
+    /// Lets in whom a token speaks for; a socket takes from the bucket of polls.
+    async fn admit(&mut self, token: Option<&str>) -> Result<Identity, Closing> {
+        let who = self.relay.identify(token).await;
+        match self.relay.gate.admit(who, Bucket::Polls, self.address) {
+            Ok((identity, _)) => Ok(identity),
+            Err(refusal) => Err(self.refuse(refusal)),
         }
     }
 
-    fn refuse(&mut self, error: AuthError) -> Closing {
-        let Some(retry_after) = error.retry_after() else {
-            self.fail(error.code(), error.to_string());
-            return Closing::Token(error.code());
-        };
-        // Nothing is known to be wrong with the token: the device comes back with the same one.
-        let retry_after_ms = spread_after(retry_after);
-        self.out
-            .push(Answer::not_now(None, error.code(), error.to_string(), retry_after_ms).to_json().into());
-        Closing::Restart { retry_after_ms }
+    /// A browser cannot see the status of a refused upgrade, so both are told on the socket.
+    fn refuse(&mut self, refusal: Refusal) -> Closing {
+        match refusal {
+            Refusal::Token(error) => {
+                let Some(retry_after) = error.retry_after() else {
+                    self.fail(error.code(), error.to_string());
+                    return Closing::Token(error.code());
+                };
+                // Nothing is known to be wrong with the token: the device comes back with the same one.
+                let retry_after_ms = spread_after(retry_after);
+                let answer = Answer::not_now(None, error.code(), error.to_string(), retry_after_ms);
+                self.out.push(answer.to_json().into());
+                Closing::Restart { retry_after_ms }
+            }
+            Refusal::TooOften(standing) => {
+                let wait = standing.retry_after().unwrap_or_default().as_millis();
+                let wait = u64::try_from(wait).unwrap_or(u64::MAX);
+                let answer = Answer::not_now(None, "rate_limited", standing.detail().to_owned(), wait);
+                self.out.push(answer.to_json().into());
+                Closing::TooMany("rate_limited")
+            }
+        }
     }
 
     /// A socket without a token has a little time to send one, and nothing else.
@@ -282,23 +307,30 @@ impl Driver {
             let message = tokio::select! {
                 message = self.incoming.next() => message,
                 () = tokio::time::sleep_until(deadline) => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
+                    return Err(self.unproven());
                 }
                 () = self.relay.shutdown.cancelled() => return Err(restart()),
             };
             let Some(text) = self.text(message)? else { continue };
             received += text.len();
             if received > MAX_UNAUTHENTICATED_BYTES {
-                return Err(Closing::Token("token_missing"));
+                return Err(self.unproven());
             }
             match serde_json::from_str(&text) {
-                Ok(Request::Auth { token }) => return self.verify(&token).await,
-                _ => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
-                }
+                Ok(Request::Auth { token }) => return self.admit(Some(&token)).await,
+                _ => return Err(self.unproven()),
             }
+        }
+    }
+
+    /// The time for a token is over, or something else came first.
+    fn unproven(&mut self) -> Closing {
+        match self.relay.gate.refuse(AuthError::Missing, self.address) {
+            Refusal::Token(error) => {
+                self.fail(error.code(), "send {\"type\":\"auth\",\"token\":…} first");
+                Closing::Token(error.code())
+            }
+            often @ Refusal::TooOften(_) => self.refuse(often),
         }
     }
 }

@@ -24,12 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{ConnectInfo, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::Relay;
 use super::problem_response::ProblemResponse;
+use super::{Caller, Relay};
 use crate::auth::AuthError;
 use crate::auth::bearer::{self, Carriers};
 
@@ -50,9 +50,15 @@ pub(crate) async fn upgrade(
     State(relay): State<Arc<Relay>>,
     Path(device_id): Path<String>,
     RawQuery(query): RawQuery,
+    ConnectInfo(caller): ConnectInfo<Caller>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    if let Err(refused) =
+        relay.gate.check_origin(&caller, &headers).and_then(|()| relay.gate.check_host(&headers))
+    {
+        return refused.into_response();
+    }
     if !is_device_id(&device_id) {
         let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
         return ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail).into_response();
@@ -73,6 +79,7 @@ pub(crate) async fn upgrade(
         Some(_) => Err(AuthError::Several),
         None => bearer::find(carriers).map(|token| token.map(str::to_owned)),
     };
+    let address = relay.gate.client(&caller, &headers);
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
     let upgrade = upgrade
@@ -84,7 +91,7 @@ pub(crate) async fn upgrade(
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
     upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes))
+        tasks.track_future(driver::run(relay, socket, device_id.into(), address, token, wishes))
     })
 }
 

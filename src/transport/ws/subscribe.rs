@@ -315,7 +315,7 @@ impl Session {
         token: &str,
         out: &mut Vec<Bytes>,
     ) -> Result<(), Closing> {
-        let identity = match self.relay.identify(token).await {
+        let identity = match self.relay.identify(Some(token)).await {
             Ok(identity) => identity,
             Err(error) => {
                 let Some(retry_after) = error.retry_after() else { return Err(Closing::Token(error.code())) };

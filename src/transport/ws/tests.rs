@@ -22,7 +22,7 @@ use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::topic::{Audience, Pattern};
-use crate::transport::{Limits, Relay, Sessions};
+use crate::transport::{Gate, Limits, Relay, Sessions};
 
 /// Topics that the device reads: a wildcard, and two tables by name. What the others hold is noise.
 const PATTERNS: [&str; 3] = ["user:1:*", "team:7:t1", "team:7:t2"];
@@ -288,13 +288,15 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         max_subscriptions_per_session: 100,
         broadcast_replay: Duration::from_secs(300),
         url_token: false,
+        metrics_apart: false,
         ready_lag_bytes: 0,
         ready_lag_time: Duration::ZERO,
     };
     let (_, receiver) = tokio::sync::watch::channel(Some(Arc::clone(feed)));
     Relay {
         feed: receiver,
-        verifier: Verifier::new(auth).unwrap(),
+        verifier: Some(Verifier::new(auth).unwrap()),
+        gate: Gate::default(),
         progress: Arc::default(),
         full: crate::sync::tests::full_sync(),
         sessions: Sessions::default(),
