@@ -264,6 +264,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   );
 $$;
 
+-- What is to be published of a table when these columns leave: with them those that its grants need,
+-- which the relay keeps to itself. NULL is all.
+CREATE OR REPLACE FUNCTION rowcast.with_grants(rel oid, published text[]) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT array_agg(name ORDER BY n) FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n)
+  WHERE published IS NOT NULL
+    AND (name = ANY (published) OR EXISTS (SELECT FROM rowcast.grants g WHERE g.relid = rel AND name = ANY (g.columns)));
+$$;
+
 CREATE OR REPLACE FUNCTION rowcast.publish(rel oid, list text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -366,8 +375,9 @@ BEGIN
     UPDATE rowcast.tables SET identity = rowcast.identity_of(rel) WHERE relid = rel AND identity <> rowcast.identity_of(rel);
     RETURN templates;
   END IF;
-  listed := rowcast.column_list(rel, published);
+  listed := rowcast.column_list(rel, rowcast.with_grants(rel, published));
   PERFORM rowcast.publish(rel, listed);
+  PERFORM rowcast.keep_grants(rel);
   PERFORM rowcast.grant_relay(rel);
   PERFORM rowcast.record(rel, templates, published);
 
@@ -399,7 +409,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WHERE t.relid = rel AND t.schema_name = n.nspname AND t.table_name = c.relname
       AND t.topics = templates AND t.columns IS NOT DISTINCT FROM published
       AND (t.identity = rowcast.identity_of(rel) OR c.relkind = 'p')
-      AND rowcast.is_published(rel, rowcast.column_list(rel, published))
+      AND rowcast.is_published(rel, rowcast.column_list(rel, rowcast.with_grants(rel, published)))
       AND has_table_privilege('rowcast_relay', rel, 'SELECT')
   );
 $$;
@@ -430,6 +440,14 @@ BEGIN
   PERFORM rowcast.check_rights(rel, 'untrack');
   IF NOT EXISTS (SELECT FROM rowcast.tables WHERE relid = rel) THEN
     RAISE NOTICE 'rowcast: % is not tracked', relation;
+    RETURN;
+  END IF;
+  IF exists_still AND EXISTS (SELECT FROM rowcast.grants WHERE relid = rel) THEN
+    -- Its rows still make grants: it stays published, for the relay alone.
+    PERFORM rowcast.lock_table(rel, EXISTS (SELECT FROM rowcast.identity_changes WHERE relid = rel), 'untrack');
+    DELETE FROM rowcast.tables WHERE relid = rel;
+    PERFORM rowcast.identity_for_grants(rel);
+    PERFORM rowcast.publish_for_grants(rel);
     RETURN;
   END IF;
   IF exists_still THEN

@@ -26,7 +26,7 @@ BEGIN
     (NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid = rel AND c.relname = t.table_name AND n.nspname = t.schema_name),
       format('it was tracked as %I.%I: renamed, or restored from a dump', t.schema_name, t.table_name)),
-    (NOT rowcast.is_published(rel, rowcast.column_list(rel, t.columns)),
+    (NOT rowcast.is_published(rel, rowcast.column_list(rel, rowcast.with_grants(rel, t.columns))),
       'the publication lacks it, or has it with other columns'),
     (weak = ARRAY[rel], format('its replica identity no longer carries %s', rowcast.name_list(needed))),
     (weak <> '{}' AND weak <> ARRAY[rel],
@@ -36,6 +36,32 @@ BEGIN
       'the relay may not read it')
   ) AS p (found, problem) WHERE p.found;
   RETURN QUERY SELECT c.message, c.hint FROM rowcast.concerns(rel, t.topics) AS c;
+END $$;
+
+-- Why the rows of a table make no grants any more. The relay asks this too, and ends them for good:
+-- what it may have missed meanwhile, only another grant_by tells it.
+CREATE OR REPLACE FUNCTION rowcast.grant_problems(of_generation bigint)
+RETURNS TABLE (problem text, mend text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RETURN QUERY
+  SELECT fault.why,
+    CASE WHEN fault.other THEN format('SELECT rowcast.revoke_by(%L); and rowcast.grant_by for the table that is meant', g.relid)
+      ELSE format('SELECT rowcast.grant_by(%L, %L, %L, %L);', g.relid::regclass, g.user_column, g.pattern, g.issuer) END
+  FROM rowcast.grants g
+  LEFT JOIN pg_class c ON c.oid = g.relid
+  LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+  CROSS JOIN LATERAL (SELECT
+    (c.relname, n.nspname) IS DISTINCT FROM (g.table_name::name, g.schema_name::name) AS other,
+    CASE
+      WHEN c.oid IS NULL THEN 'the table is gone'
+      WHEN (c.relname, n.nspname) IS DISTINCT FROM (g.table_name::name, g.schema_name::name)
+        THEN format('it was granted as %I.%I: renamed, or restored from a dump', g.schema_name, g.table_name)
+      ELSE coalesce(
+        (SELECT f.message FROM rowcast.grant_faults(g.relid, g.user_column, g.pattern) AS f LIMIT 1),
+        rowcast.grant_drift(g))
+    END AS why) AS fault
+  WHERE g.generation = of_generation AND fault.why IS NOT NULL;
 END $$;
 
 CREATE OR REPLACE FUNCTION rowcast.wal_end() RETURNS pg_lsn
@@ -94,10 +120,18 @@ SELECT 'table', pg_catalog.format('%I.%I', t.schema_name, t.table_name),
   NULL, NULL, p.problem, p.mend
 FROM rowcast.tables t LEFT JOIN LATERAL rowcast.table_problems(t.relid) AS p ON true
 UNION ALL
+SELECT 'grant', pg_catalog.format('%I.%I', g.schema_name, g.table_name),
+  pg_catalog.format('%I is granted %s%s, since %s', g.user_column, g.pattern,
+    CASE WHEN g.issuer IS NOT NULL THEN pg_catalog.format(' of issuer %L', g.issuer) END, g.granted_at),
+  NULL, NULL, 'its grants have ended: ' || p.problem, p.mend
+FROM rowcast.grants g LEFT JOIN LATERAL rowcast.grant_problems(g.generation) AS p ON true
+UNION ALL
 -- Published, but not tracked: the relay drops its rows, and yet they leave the database.
 SELECT 'table', r.prrelid::regclass::text, 'not tracked', NULL, NULL, 'it is in the publication and not in the catalog',
   pg_catalog.format('ALTER PUBLICATION rowcast DROP TABLE %s;', r.prrelid::regclass)
 FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid AND p.pubname = 'rowcast'
-WHERE r.prrelid NOT IN ('rowcast.tables'::regclass, 'rowcast.settings'::regclass)
-  AND NOT EXISTS (SELECT FROM rowcast.tables t WHERE t.relid = r.prrelid);
-COMMENT ON VIEW rowcast.status IS 'Slot, lag, WAL held, tables, and what is wrong with each.';
+WHERE r.prrelid NOT IN ('rowcast.tables'::regclass, 'rowcast.settings'::regclass, 'rowcast.revocations'::regclass,
+    'rowcast.grants'::regclass, 'rowcast.grant_seeds'::regclass)
+  AND NOT EXISTS (SELECT FROM rowcast.tables t WHERE t.relid = r.prrelid)
+  AND NOT EXISTS (SELECT FROM rowcast.grants g WHERE g.relid = r.prrelid);
+COMMENT ON VIEW rowcast.status IS 'Slot, lag, WAL held, tables, grants, and what is wrong with each.';

@@ -284,6 +284,7 @@ fn ingest_options(config: &Config, database: Option<&EmbeddedDatabase>) -> anyho
         },
         part_size: size(config.big_transaction_size),
         poll_interval: config.fingerprint_interval,
+        several_issuers: config.jwt_issuer.len() > 1,
     })
 }
 

@@ -4,7 +4,8 @@
 //! [`Identity`] alone. The way of a token: [`bearer`] finds it in a request, [`keys`] checks its
 //! signature, [`claims`] reads the payload with every value's text kept, [`pattern`] turns claims
 //! into [`Grants`]. Keys are a secret, public keys of the configuration ([`public_key`]), and those that
-//! the issuer publishes ([`jwks`], the only part that does I/O; [`jwk`] reads them).
+//! the issuer publishes ([`jwks`], the only part that does I/O; [`jwk`] reads them). What changes
+//! rights while a token lives is in [`LiveRights`].
 //!
 //! Invariants: nothing in the payload is looked at before the signature holds; every key is bound to one
 //! algorithm, and all keys are trusted alike, for every accepted issuer; a claim that cannot be read
@@ -20,6 +21,7 @@ mod grants;
 mod jwk;
 mod jwks;
 mod keys;
+mod live;
 mod mint;
 mod pattern;
 mod public_key;
@@ -39,6 +41,7 @@ use jwks::{Jwks, Refreshed};
 pub use jwks::{JwksConfig, JwksSetupError, JwksUrl, JwksUrlError};
 pub use keys::{KeyError, MIN_SECRET_BYTES};
 use keys::{KeySet, Sealed};
+pub use live::{LiveRights, NamedUser, RightsChange, RightsWatch};
 pub use mint::{ExtraClaims, mint};
 pub use pattern::{GrantPattern, GrantPatternError};
 pub use public_key::{PublicKeyError, PublicKeySource};

@@ -17,6 +17,7 @@ mod opening;
 mod poller;
 mod progress;
 mod reach;
+mod rights;
 mod rows;
 mod schema;
 mod supervisor;
@@ -46,4 +47,6 @@ pub struct IngestOptions {
     pub part_size: usize,
     /// How often the database's catalogs are compared with what is known of the tables.
     pub poll_interval: Duration,
+    /// Tokens come from several issuers, so who is named without one is nobody.
+    pub several_issuers: bool,
 }

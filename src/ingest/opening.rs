@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use super::PUBLICATION;
 use super::error::IngestError;
+use super::rights;
 use crate::lsn::Lsn;
 use crate::postgres::tables;
 use crate::route::{Router, RouterState, Tracked};
@@ -218,7 +219,7 @@ pub(super) async fn settle(client: &mut Client) -> Result<(), IngestError> {
 }
 
 /// The catalog as it is, with what the database says of its tables.
-pub(super) async fn read_catalog(client: &Client) -> Result<RouterState, IngestError> {
+pub(super) async fn read_catalog(client: &mut Client) -> Result<Router, IngestError> {
     let mut state = RouterState::default();
     let rows = client
         .query(
@@ -244,7 +245,8 @@ pub(super) async fn read_catalog(client: &Client) -> Result<RouterState, IngestE
         // Copies cannot be older than the log that is about to begin.
         router.learn(relid, fetch, crate::position::Position::ZERO);
     }
-    Ok(router.state().clone())
+    rights::read(client, &mut router).await?;
+    Ok(router)
 }
 
 /// Commits a fence, and gives a time that no commit before it is later than.

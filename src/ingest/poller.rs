@@ -22,7 +22,21 @@ pub(super) struct Poll {
     pub(super) asked: HashSet<u32>,
     pub(super) fingerprints: HashMap<u32, String>,
     pub(super) insert_lsn: Lsn,
+    /// Rules of `rowcast.grants` whose tables are not what they were.
+    pub(super) faults: Vec<FoundFault>,
 }
+
+/// Why the grants of a rule must end.
+#[derive(Debug)]
+pub(super) struct FoundFault {
+    pub(super) generation: i64,
+    pub(super) why: String,
+}
+
+/// What `rowcast.status` says too.
+pub(super) const GRANT_FAULTS: &str = "
+SELECT g.generation, min(p.problem) FROM rowcast.grants g CROSS JOIN LATERAL rowcast.grant_problems(g.generation) p
+GROUP BY g.generation";
 
 pub(super) struct Poller {
     pub(super) target: Target,
@@ -43,6 +57,23 @@ enum PollError {
     Table(#[from] TableError),
     #[error("asking about publication or replication slot failed: {0}")]
     Query(#[from] tokio_postgres::Error),
+}
+
+/// The rules whose tables are not what they were; none where the catalog is of a time before there were rules.
+pub(super) async fn grant_faults(
+    client: &tokio_postgres::Client,
+) -> Result<Vec<FoundFault>, tokio_postgres::Error> {
+    if !knows_grants(client).await? {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(GRANT_FAULTS, &[]).await?;
+    Ok(rows.iter().map(|row| FoundFault { generation: row.get(0), why: row.get(1) }).collect())
+}
+
+/// Whether the catalog has rights. A relay may be newer than the catalog, until `rowcast init` is run.
+pub(super) async fn knows_grants(client: &tokio_postgres::Client) -> Result<bool, tokio_postgres::Error> {
+    let known = "SELECT pg_catalog.to_regclass('rowcast.grant_seeds') IS NOT NULL";
+    Ok(client.query_one(known, &[]).await?.get(0))
 }
 
 impl Poller {
@@ -66,12 +97,13 @@ impl Poller {
                 .query_opt("SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1", &[&PUBLICATION])
                 .await?
                 .map(|row| row.get(0));
+            let faults = grant_faults(&client).await?;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
             self.progress.saw_server_end(insert_lsn);
             self.look_at_slot(&client).await?;
             // When ingest is behind with the last look, this one would tell it nothing more.
             let asked = asked.into_iter().collect();
-            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn });
+            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn, faults });
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
                 () = self.nudge.notified() => {}

@@ -12,8 +12,8 @@ use crate::change::{Body, Mark, Reason, RowChange, Shape};
 use crate::log::ColumnQuery;
 use crate::position::Position;
 use crate::route::{
-    CatalogEffect, CatalogRow, Debt, Dropped, LogicalMessage, Need, OldRow, Owed, PREFIX, Plan, Row,
-    RowError, Supplied, Update,
+    CatalogEffect, CatalogRow, Debt, Dropped, LogicalMessage, MemberChange, Need, OldRow, Owed, PREFIX, Plan,
+    Row, RowError, Supplied, Update,
 };
 use crate::wal::pgoutput::{self, OldTuple, Tuple};
 
@@ -39,6 +39,7 @@ impl Driver {
         if let Some(row) = self.router.catalog_row(relid, new) {
             return self.catalog_put(&row, at).await;
         }
+        self.member_changed(relid, MemberChange::Insert(new));
         let row = new.iter().collect();
         self.one_row(relid, index, at, Need::New, |plan| plan.insert(&row)).await
     }
@@ -52,8 +53,16 @@ impl Driver {
         if let Some(row) = self.router.catalog_row(relid, tuple) {
             return self.catalog_delete(&row, at).await;
         }
+        self.member_changed(relid, MemberChange::Delete(old));
         let row = old_row(old);
         self.one_row(relid, index, at, Need::Old, |plan| plan.delete(&row)).await
+    }
+
+    /// A row may grant something, whether its table is tracked or not. In force with its transaction.
+    fn member_changed(&mut self, relid: u32, change: MemberChange<'_>) {
+        if self.router.grants(relid) {
+            self.router.member_changed(relid, change);
+        }
     }
 
     /// A row that comes to one change at most.
@@ -87,6 +96,8 @@ impl Driver {
         if let Some(columns) = self.router.catalog_row(update.relid, &update.new) {
             return self.catalog_put(&columns, at).await;
         }
+        let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
+        self.member_changed(update.relid, change);
         self.update_row(update, index, at).await?;
         self.pass_on_part().await
     }
@@ -99,6 +110,7 @@ impl Driver {
             if skipped {
                 continue;
             }
+            self.router.table_truncated(*relid);
             if let Some(plan) = self.plan(*relid, at, Need::New).await? {
                 emptied.retain(|(_, _, shape)| shape.relid != plan.shape.relid);
                 emptied.push((index, at, Arc::clone(&plan.shape)));

@@ -176,6 +176,7 @@ impl Driver {
         if poll.publication != Some(self.publication) {
             return Err(IngestError::PublicationChanged);
         }
+        self.end_grants_now(poll.faults).await?;
         // A table whose track was read from the stream before its transaction was visible is not known yet.
         let state = self.router.state();
         let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());

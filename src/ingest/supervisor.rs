@@ -20,7 +20,7 @@ use crate::horizon::Horizon;
 use crate::log::{Beginning, FjallLog, Log};
 use crate::lsn::Lsn;
 use crate::postgres::Database;
-use crate::route::{LogicalMessage, PREFIX, Router, RouterState};
+use crate::route::{LogicalMessage, MemberChange, PREFIX, Router, RouterState, STATE_GRANT, STATE_REVOKED};
 use crate::timestamp::PgTimestamp;
 use crate::wal::pgoutput::{self, Message};
 use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
@@ -51,7 +51,7 @@ impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
     pub fn new(options: IngestOptions) -> Result<(Self, CurrentFeed), IngestError> {
         let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log)?),
+            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
@@ -179,6 +179,8 @@ impl Ingest {
             return Err(IngestError::Protocol("an empty queue refused an append"));
         }
         let router = restored_router(&feed)?;
+        // What a connection left behind that broke in the middle of a transaction.
+        feed.rights.replace(router.all_rights());
         let from = *feed.log.durable().borrow();
         tracing::info!(epoch = %feed.epoch, from = %from, "going on with the log");
         let stream = connected.connection.start_replication(&self.options.slot, from, PUBLICATION).await?;
@@ -236,10 +238,10 @@ impl Ingest {
             opening::settle(client).await?;
             opening::read_catalog(client).await
         };
-        let Some(state) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
+        let Some(router) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
         let mut opening_stream = OpeningStream {
             stream: connected.connection.start_replication(slot, consistent_point, PUBLICATION).await?,
-            router: Router::new(state?),
+            router: router?,
         };
         let id = format!("{:032x}", rand::random::<u128>());
         let greatest = opening::fence(connected.database.client().await?, &id).await?;
@@ -256,23 +258,22 @@ impl Ingest {
         let identity = &connected.found.identity;
         let epoch =
             Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
-        let router = opening_stream.router;
-        let beginning = Beginning {
-            epoch,
-            start,
-            greatest_committed_at: greatest.max(fence_time),
-            state: vec![
-                (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
-                (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
-                (STATE_SHAPES.to_owned(), b"0".to_vec()),
-            ],
-        };
+        let mut router = opening_stream.router;
+        let mut state = vec![
+            (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
+            (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
+            (STATE_SHAPES.to_owned(), b"0".to_vec()),
+        ];
+        state.append(&mut router.all_rights_state());
+        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
             .map_err(|_| IngestError::Protocol("making the log was given up"))??;
         let feed = Feed::new(log, start, Horizon::new(start));
         feed.set_directory(router.state());
+        feed.rights.set_several_issuers(self.options.several_issuers);
+        feed.rights.replace(router.all_rights());
         tracing::info!(epoch = %epoch, start = %start, "the log is open");
         self.feed.send_replace(Some(Arc::clone(&feed)));
         Ok(Some((feed, router, opening_stream.stream, connected.database)))
@@ -349,7 +350,7 @@ impl Ingest {
     }
 }
 
-/// The stream before the log's beginning: only the catalog's changes count.
+/// The stream before the log's beginning: only changes of the catalog and of rights count.
 struct OpeningStream {
     stream: ReplicationStream,
     router: Router,
@@ -386,11 +387,18 @@ impl OpeningStream {
             match pgoutput::decode(body)? {
                 Message::Begin(begin) => (xid, committed_at) = (begin.xid, begin.commit_time.unix_micros()),
                 Message::Relation(relation) => self.router.relation(relation),
-                Message::Insert(insert) => self.router.before_beginning(insert.relid, &insert.new, false)?,
-                Message::Update(update) => self.router.before_beginning(update.relid, &update.new, false)?,
+                Message::Insert(insert) => {
+                    self.router.before_beginning(insert.relid, MemberChange::Insert(&insert.new))?;
+                }
+                Message::Update(update) => {
+                    let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
+                    self.router.before_beginning(update.relid, change)?;
+                }
                 Message::Delete(delete) => {
-                    let (pgoutput::OldTuple::Key(old) | pgoutput::OldTuple::Full(old)) = &delete.old;
-                    self.router.before_beginning(delete.relid, old, true)?;
+                    self.router.before_beginning(delete.relid, MemberChange::Delete(&delete.old))?;
+                }
+                Message::Truncate(truncate) => {
+                    truncate.relids.iter().for_each(|relid| self.router.table_truncated(*relid));
                 }
                 Message::Message(message) if message.transactional && message.prefix == PREFIX => {
                     let opened = self.router.secret().open(xid, &message.content);
@@ -403,7 +411,7 @@ impl OpeningStream {
     }
 }
 
-fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
+fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {
     let start = log.watermark().borrow().lsn;
     // A log that never kept one was written before there was a horizon: all of it is looked at again.
     let at = match log.state(STATE_HORIZON)? {
@@ -411,13 +419,18 @@ fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
         None => log.oldest(),
     };
     let feed = Feed::new(log, start, Horizon::resumed(at, start));
-    feed.set_directory(restored_router(&feed)?.state());
+    let router = restored_router(&feed)?;
+    feed.set_directory(router.state());
+    feed.rights.set_several_issuers(several_issuers);
+    feed.rights.replace(router.all_rights());
     Ok(feed)
 }
 
 fn restored_router(feed: &Feed) -> Result<Router, IngestError> {
     let state: RouterState = read_state(feed, STATE_ROUTER)?.unwrap_or_default();
     let mut router = Router::new(state);
+    let kept = feed.log.states(STATE_GRANT)?.into_iter().chain(feed.log.states(STATE_REVOKED)?);
+    router.restore_rights(kept)?;
     router.reserve_shapes(read_state::<u32>(feed, STATE_SHAPES)?.unwrap_or(0));
     Ok(router)
 }

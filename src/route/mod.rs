@@ -10,17 +10,19 @@
 //! table is answered by a mark, never by a guess.
 
 mod catalog;
+mod grants;
 mod leaves;
 mod message;
 #[cfg(test)]
 mod partition_tests;
 mod plan;
+mod rights;
 mod row;
 mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -28,13 +30,15 @@ use serde::{Deserialize, Serialize};
 use crate::change::{Mark, Reason, Shape};
 use crate::position::Position;
 use crate::postgres::tables::{TableFetch, TableInfo};
-use crate::wal::pgoutput::{Relation, Tuple};
+use crate::wal::pgoutput::{OldTuple, Relation, Tuple};
 
 use leaves::Leaves;
 
 pub use catalog::{Catalog, CatalogChange, CatalogRow, CatalogRowError, Tracked};
+pub use grants::{GrantFault, GrantRule};
 pub use message::{Dropped, LogicalMessage, PREFIX, Secret};
 pub use plan::{Plan, PlanError};
+pub use rights::{MemberChange, STATE_GRANT, STATE_REVOKED};
 pub use row::{Debt, OldRow, Owed, Row, RowError, Supplied, Update};
 pub use template::{Template, TemplateError};
 
@@ -44,6 +48,9 @@ pub struct RouterState {
     pub catalog: Catalog,
     pub secret: Secret,
     pub tables: HashMap<u32, Known>,
+    /// By generation. What their rows grant is kept beside, one value for each row.
+    #[serde(default)]
+    pub grants: BTreeMap<i64, GrantRule>,
     next_shape: u32,
 }
 
@@ -73,6 +80,7 @@ pub struct Router {
     /// Tables whose rows cannot be read until knowledge is newer than this position.
     unreadable: HashMap<u32, Position>,
     leaves: Leaves,
+    rights: rights::Rights,
     changed: bool,
 }
 
@@ -141,6 +149,7 @@ impl Router {
     pub fn relation(&mut self, relation: Relation) {
         self.plans.remove(&relation.relid);
         self.leaves.announced(relation.relid);
+        self.forget_grant_plans(relation.relid);
         self.relations.insert(relation.relid, Arc::new(relation));
     }
 
@@ -295,6 +304,9 @@ impl Router {
                 }
                 Ok(CatalogEffect::default())
             }
+            "grants" => self.put_grant(|name| row.get(name)).map(|()| CatalogEffect::default()),
+            "grant_seeds" => self.put_seeds(row).map(|()| CatalogEffect::default()),
+            "revocations" => self.put_revocation(|name| row.get(name)).map(|()| CatalogEffect::default()),
             _ => Ok(CatalogEffect::default()),
         }
     }
@@ -307,24 +319,37 @@ impl Router {
                 let change = self.state.catalog.remove(relid);
                 self.catalog_changed(change, at)
             }
+            ("grants", _) => {
+                if let Some(generation) = row.get("generation").and_then(|text| text.parse().ok()) {
+                    self.drop_grant(generation);
+                }
+                CatalogEffect::default()
+            }
+            ("revocations", _) => {
+                self.drop_revocation(row);
+                CatalogEffect::default()
+            }
             _ => CatalogEffect::default(),
         }
     }
 
-    /// A change of the stream before the log's beginning, where only the catalog counts and nobody has
+    /// The name of a table, if it is one of the catalog's own.
+    fn catalog_table(&self, relid: u32) -> Option<&str> {
+        let relation = self.relations.get(&relid)?;
+        (relation.namespace == catalog::SCHEMA).then_some(&*relation.name)
+    }
+
+    /// A change of the stream before the log's beginning, where only the catalog and rights count and nobody has
     /// copies that a mark could be for.
-    pub fn before_beginning(
-        &mut self,
-        relid: u32,
-        tuple: &Tuple,
-        deleted: bool,
-    ) -> Result<(), CatalogRowError> {
-        if let Some(row) = self.catalog_row(relid, tuple) {
-            if deleted {
-                self.delete_row(&row, Position::ZERO);
-            } else {
-                self.put_row(&row, Position::ZERO)?;
-            }
+    pub fn before_beginning(&mut self, relid: u32, change: MemberChange<'_>) -> Result<(), CatalogRowError> {
+        let (deleted, tuple) = match change {
+            MemberChange::Insert(new) | MemberChange::Update { new, .. } => (false, new),
+            MemberChange::Delete(OldTuple::Key(old) | OldTuple::Full(old)) => (true, old),
+        };
+        match self.catalog_row(relid, tuple) {
+            Some(row) if deleted => drop(self.delete_row(&row, Position::ZERO)),
+            Some(row) => drop(self.put_row(&row, Position::ZERO)?),
+            None => self.member_changed(relid, change),
         }
         Ok(())
     }

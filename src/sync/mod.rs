@@ -21,6 +21,7 @@ pub mod plan;
 pub mod problem;
 mod reading;
 mod request;
+mod rights;
 mod stream;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

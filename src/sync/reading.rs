@@ -12,6 +12,7 @@ use super::error::SyncError;
 use super::page::{Entry, Stretch, compact};
 use super::plan::{Basis, Plan, check_grants, plan};
 use super::request::SyncRequest;
+use super::rights;
 use crate::auth::Identity;
 use crate::change::Reason;
 use crate::feed::Feed;
@@ -32,6 +33,7 @@ const PAGE_VISITS: usize = if cfg!(test) { 3 } else { 64 * 1024 };
 
 #[derive(Debug)]
 pub(super) struct Reading {
+    identity: Identity,
     /// With the topics that it stands for.
     pub(super) request: SyncRequest,
     pub(super) plan: Plan,
@@ -89,7 +91,8 @@ impl Reading {
         let coverage = Coverage::new(&request.topics, request.tables.as_deref());
         let (directory, marks) = (feed.directory(), feed.log.marks());
         let plan = plan(&request, basis, covered.as_ref(), &directory, &marks, watermark.position());
-        Ok(Reading { request, plan, coverage, revoked, covered, watermark, basis, marks_version })
+        let identity = identity.clone();
+        Ok(Reading { identity, request, plan, coverage, revoked, covered, watermark, basis, marks_version })
     }
 
     /// Of the marks that the plan was made with.
@@ -114,6 +117,7 @@ impl Reading {
                 nothing_up_to(self.watermark.position())
             }
         };
+        rights::check(feed, &self.identity, &self.request.topics)?;
         self.check_marks(feed, after)?;
         let stretch = Stretch::of(&page);
         let sync_timestamp = match (stretch.more, page.paused_at.or(stretch.greatest_committed_at())) {

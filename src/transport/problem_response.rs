@@ -83,6 +83,9 @@ impl From<Problem> for ProblemResponse {
 
 impl From<SyncError> for ProblemResponse {
     fn from(error: SyncError) -> Self {
+        if let SyncError::Token(error) = error {
+            return error.into();
+        }
         if error.is_internal() {
             tracing::error!(%error, "a sync failed");
         }

@@ -43,13 +43,19 @@ impl Relay {
         self.feed.borrow().clone()
     }
 
-    /// Who a token speaks for; or the one user that everyone is, where nobody is asked for a token.
+    /// Who a token speaks for, or the one user that everyone is where nobody is asked for a token, with all
+    /// that he is granted now. The way of every token: also one that is valid may have been revoked.
     pub(crate) async fn identify(&self, token: Option<&str>) -> Result<Identity, AuthError> {
-        if let Some(anonymous) = &self.gate.anonymous {
-            return Ok(anonymous.identity.clone());
-        }
-        let (verifier, token) = self.verifier.as_ref().zip(token).ok_or(AuthError::Missing)?;
-        verifier.verify_refreshing(token, PgTimestamp::now().unix_micros().div_euclid(1_000_000)).await
+        let mut identity = match &self.gate.anonymous {
+            Some(anonymous) => anonymous.identity.clone(),
+            None => {
+                let (verifier, token) = self.verifier.as_ref().zip(token).ok_or(AuthError::Missing)?;
+                let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
+                verifier.verify_refreshing(token, now).await?
+            }
+        };
+        self.current_feed().ok_or(AuthError::NotReady)?.rights.admit(&mut identity)?;
+        Ok(identity)
     }
 
     /// A place for one more live session of a device, if the user has one left. The device is in the

@@ -78,22 +78,24 @@ async fn answer(
     let device = Arc::clone(&request.device_id);
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
-        let answered = sync::stream(&relay.full, feed, Arc::clone(&identity), request, server_end).await?;
+        let answered =
+            sync::stream(&relay.full, Arc::clone(&feed), Arc::clone(&identity), request, server_end).await?;
         // Who waits for the database must not keep readers of the log waiting.
         drop(place);
         let lines = match answered {
             Answered::Log(stream) => Lines::Log(Box::new(stream)),
-            Answered::Full(token) => Lines::Full(relay.full.lines(&identity, token).await?),
+            Answered::Full(token) => Lines::Full(relay.full.lines(&feed, &identity, token).await?),
         };
         let reader = LineReader { relay: Arc::clone(relay), identity, device };
         return Ok(with_type(NDJSON, Body::from_stream(pages(lines, reader))));
     }
-    let answered = sync::answer(&relay.full, feed, Arc::clone(&identity), request, server_end).await?;
+    let answered =
+        sync::answer(&relay.full, Arc::clone(&feed), Arc::clone(&identity), request, server_end).await?;
     drop(place);
     let (body, has_more, completes_full) = match answered {
         Answered::Log(answer) => (answer.to_json(), answer.tail.has_more, false),
         Answered::Full(token) => {
-            let served = relay.full.page(&identity, token).await?;
+            let served = relay.full.page(&feed, &identity, token).await?;
             (served.body, !served.completes_full, served.completes_full)
         }
     };

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::log::MemoryLog;
 use super::world::{Op, World};
 use super::{feed, full_sync, identity, mark, request};
+use crate::auth::{NamedUser, RightsChange};
 use crate::change::{Body, Reason};
 use crate::cursor::{Cursor, Epoch};
 use crate::feed::Feed;
@@ -16,6 +17,7 @@ use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::sync::coverage::SyncCursor;
 use crate::sync::{Answered, SyncError, SyncStream, answer, sync};
+use crate::topic::Pattern;
 
 const PUT: Op = Op::Put { table: 1, key: 1, audiences: 0b010, a: 1, big: Some(9) };
 
@@ -91,6 +93,35 @@ fn topics_outside_the_grants_say_nothing_of_tables() {
         let refused = sync(&feed, &identity(&["user:1:*"]), &request(json!({"topics": ["user:1:*", topic]})));
         assert_eq!(code(refused), (403, "not_granted", json!({ "topic": topic })));
     }
+}
+
+#[test]
+fn an_answer_under_way_ends_with_its_rights() {
+    let named = || NamedUser { issuer: None, subject: "1".into() };
+    let team = || Pattern::parse("team:1:*").unwrap();
+    let lines = |stream: &mut SyncStream| String::from_utf8(stream.next_lines().unwrap().to_vec()).unwrap();
+    let begun = || {
+        let (_, _, feed) = small_world();
+        feed.rights.apply([RightsChange::Grant(named(), team())]);
+        let mut me = identity(&["user:1:*"]);
+        feed.rights.admit(&mut me).unwrap();
+        let start = feed.cursor(Position::boundary(Lsn::new(1))).to_string();
+        let fields = json!({"topics": ["user:1:*", "team:1:*"], "cursor": start});
+        assert!(sync(&feed, &me, &request(fields.clone())).is_ok());
+        (SyncStream::open(Arc::clone(&feed), &me, &request(fields)).unwrap(), feed, me)
+    };
+    let (mut stream, feed, _) = begun();
+    feed.rights.apply([RightsChange::Ungrant(named(), team())]);
+    let text = lines(&mut stream);
+    assert!(text.contains("\"not_granted\"") && !text.contains("\"change\""), "{text}");
+    assert_eq!(stream.next_lines(), None);
+    let (mut stream, feed, me) = begun();
+    feed.rights.apply([RightsChange::Revoke { user: named(), before: 1 }]);
+    let text = lines(&mut stream);
+    assert!(text.contains("\"token_revoked\"") && !text.contains("\"change\""), "{text}");
+    let fields =
+        json!({"topics": ["user:1:*"], "cursor": feed.cursor(Position::boundary(Lsn::new(1))).to_string()});
+    assert_eq!(code(sync(&feed, &me, &request(fields))).0, 401);
 }
 
 #[test]

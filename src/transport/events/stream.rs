@@ -81,6 +81,7 @@ impl Stream {
             tokio::select! {
                 () = self.session.seat.ready() => {}
                 () = self.place.mail_came() => {}
+                () = self.session.rights_changed() => {}
                 () = tokio::time::sleep_until(self.progress) => {}
                 _ = self.session.over() => {}
                 () = self.pipe.closed() => return Err(Closing::Gone),

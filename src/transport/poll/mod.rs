@@ -189,6 +189,7 @@ impl Poll {
             // All branches are cancel-safe: the outbox's bell stays rung.
             tokio::select! {
                 () = self.session.seat.ready() => {}
+                () = self.session.rights_changed() => {}
                 // Once more, for the cursor: a quiet device does not grow old.
                 () = tokio::time::sleep_until(deadline) => {}
                 why = self.session.over() => return Err(why.into()),

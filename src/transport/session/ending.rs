@@ -1,4 +1,4 @@
-//! What ends a session whatever it does: its token's end, its log's end, the relay's.
+//! What ends a session whatever it does: its token's end or revocation, its log's end, the relay's.
 
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ impl Session {
         };
         tokio::select! {
             () = expired => Closing::Token("token_expired"),
+            () = self.revoked() => Closing::Token("token_revoked"),
             () = self.relay.shutdown.cancelled() => restart(),
             () = self.feed.hub.closed().cancelled() => restart(),
         }

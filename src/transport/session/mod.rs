@@ -15,6 +15,7 @@
 mod delivery;
 mod ending;
 mod frame;
+mod rights;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub(super) use ending::restart;
 #[cfg(test)]
 pub(super) use frame::At;
 pub(super) use frame::Frame;
+use rights::Rights;
 pub(super) use subscribe::{From, Refusal};
 use subscriptions::{Stale, Subscriptions};
 pub(super) use vouched::Vouched;
@@ -66,6 +68,7 @@ pub(super) struct Session {
     mode: Mode,
     replays: VecDeque<Replay>,
     marks_version: u64,
+    rights: Rights,
     /// A cursor before this vouches for all that was ever subscribed here. One that lies further leaves out
     /// what was ended on the way: going on from it would pass that over in silence.
     pub(super) vouched: Position,
@@ -105,10 +108,11 @@ impl Session {
     pub(super) fn new(
         relay: Arc<Relay>,
         feed: Arc<Feed>,
-        identity: Identity,
+        mut identity: Identity,
         device: Arc<str>,
         numbers_as_strings: bool,
     ) -> Self {
+        let rights = Rights::of(&feed, &mut identity);
         let seat = feed.hub.join(relay.limits.outbox_size);
         let start = seat.go_live();
         let reader = Reader {
@@ -119,6 +123,7 @@ impl Session {
             numbers_as_strings,
         };
         Session {
+            rights,
             marks_version: feed.log.marks_version(),
             vouched: Position::MAX,
             position: Position::boundary(start),
@@ -160,8 +165,15 @@ impl Session {
         self.replays.is_empty().then(|| self.feed.cursor(self.position))
     }
 
-    /// Puts more into frames: marks first, then replays, then the stream.
+    /// Puts more into frames; a token that is revoked ends that.
     pub(super) async fn step(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
+        let step = self.go_on(out).await?;
+        self.rights.check()?;
+        Ok(step)
+    }
+
+    /// Marks and rights first, then replays, then the stream.
+    async fn go_on(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         self.apply_marks(out);
         if !self.replays.is_empty() {
             return self.replay(out).await;
@@ -357,8 +369,9 @@ impl Session {
         }
     }
 
-    /// Ends what new marks made stale.
+    /// Ends what new marks made stale, and what is no longer granted.
     fn apply_marks(&mut self, out: &mut Vec<Frame>) {
+        self.apply_rights(out);
         let version = self.feed.log.marks_version();
         if version == self.marks_version {
             return;

@@ -81,6 +81,8 @@ impl Session {
                 return Ok(());
             }
         };
+        // Asked for by rights as they are now.
+        self.apply_rights(out);
         match request {
             Request::Subscribe { topics, cursor } => {
                 self.subscribe(r#ref, &topics, cursor.as_deref(), out).await
@@ -177,6 +179,10 @@ impl Session {
             registered = self.seat.subscribe(&pattern.audience);
         }
         self.settle(registered, out);
+        let patterns = self.still_granted(r#ref.as_ref(), patterns, out);
+        if patterns.is_empty() {
+            return;
+        }
         match cursor {
             None => self.subscribe_here(r#ref.as_ref(), patterns, out),
             Some(cursor) => {
@@ -188,6 +194,23 @@ impl Session {
                 self.subscribe_from(r#ref, patterns, cursor, out);
             }
         }
+    }
+
+    /// Rights may have changed since the topics were checked.
+    fn still_granted(
+        &mut self,
+        r#ref: Option<&Value>,
+        patterns: Vec<Pattern>,
+        out: &mut Vec<Frame>,
+    ) -> Vec<Pattern> {
+        let (granted, gone): (Vec<_>, Vec<_>) =
+            patterns.into_iter().partition(|pattern| self.identity.grants.covers(pattern));
+        for pattern in gone {
+            self.seat.unsubscribe(&pattern.audience);
+            let why = refusal("not_granted", "the token does not grant this topic");
+            answer_refusal(r#ref, Refusal { topic: Some(pattern.to_string()), ..why }, out);
+        }
+        granted
     }
 
     /// From where the session stands.

@@ -140,6 +140,7 @@ impl Driver {
             tokio::select! {
                 () = session.seat.ready() => {}
                 () = place.mail_came() => {}
+                () = session.rights_changed() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 _ = session.over() => {}
@@ -149,7 +150,7 @@ impl Driver {
     }
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
-    /// expires meanwhile ends the session there and then.
+    /// expires or is revoked meanwhile ends the session there and then.
     async fn write(&mut self, session: &mut Session, beats: &mut Beats) -> Result<(), Closing> {
         if self.out.is_empty() {
             return Ok(());
