@@ -96,6 +96,10 @@ impl Driver {
             if skipped {
                 continue;
             }
+            if let Some(effect) = self.router.truncate_catalog(*relid, at) {
+                self.catalog_effect(effect, at).await?;
+                continue;
+            }
             if let Some(plan) = self.plan(*relid, at).await? {
                 self.assembly()?.add(index, Body::Truncate(Arc::clone(&plan.shape)));
             }

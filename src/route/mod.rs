@@ -239,6 +239,19 @@ impl Router {
         }
     }
 
+    /// A TRUNCATE at `at`, if it is of a table of the catalog: all of its rows are gone.
+    pub fn truncate_catalog(&mut self, relid: u32, at: Position) -> Option<CatalogEffect> {
+        let mut effect = CatalogEffect::default();
+        if CatalogRow::table_of(self.relations.get(&relid)?)? == "tables" {
+            let relids: Vec<u32> = self.state.catalog.tables().map(|tracked| tracked.relid).collect();
+            for relid in relids {
+                let change = self.state.catalog.remove(relid);
+                effect.marks.extend(self.catalog_changed(change, at).marks);
+            }
+        }
+        Some(effect)
+    }
+
     /// A change of the stream before the log's beginning, where only the catalog counts and nobody has
     /// copies that a mark could be for.
     pub fn before_beginning(
