@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::Verifier;
 use crate::config::Config;
-use crate::ingest::{Ingest, IngestError, IngestOptions};
+use crate::ingest::{Ingest, IngestError, IngestOptions, SlotWatch};
 use crate::log::LogOptions;
 use crate::postgres::Target;
 use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
@@ -37,8 +37,8 @@ const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// A connection over which nothing is written for so long is closed. Longer than any request takes.
 const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 
-/// Critical tasks: ingest, HTTP, alarms. Each fails at most once.
-const CRITICAL_TASKS: usize = 3;
+/// Critical tasks: ingest, HTTP, the slot's guard, alarms. Each fails at most once.
+const CRITICAL_TASKS: usize = 4;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -91,9 +91,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     };
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
+    let progress = Arc::default();
+    let mut slot_watch = SlotWatch::new(&options, config.wal_limit, Arc::clone(&progress));
     // Opening the log reads the disk, and recovers after a crash.
-    let (ingest, feed) =
-        tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let opened = tokio::task::spawn_blocking(move || Ingest::new(options, progress)).await?;
+    if opened.is_err() {
+        // A log that cannot be opened, as on a full disk, must not disarm the guard: who is started again
+        // and again looks once each time.
+        slot_watch.look().await;
+    }
+    let (ingest, feed) = opened.map_err(stopped::explain)?;
     let relay = Arc::new(Relay {
         feed,
         verifier,
@@ -116,7 +123,16 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     };
     running.spawn_ingest(ingest, failed.clone())?;
     running.spawn_http(listener, failed.clone());
-    running.spawn_critical("the alarms", failed, alarms::watch(Arc::clone(&running.relay), config.wal_alert));
+    let shutdown = running.relay.shutdown.clone();
+    running.spawn_critical("the slot's guard", failed.clone(), async move {
+        slot_watch.run(shutdown).await;
+        Ok(())
+    });
+    running.spawn_critical(
+        "the alarms",
+        failed,
+        alarms::watch(Arc::clone(&running.relay), config.wal_alert, config.wal_limit),
+    );
     Ok(running)
 }
 

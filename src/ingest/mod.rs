@@ -19,6 +19,7 @@ mod progress;
 mod reach;
 mod rows;
 mod schema;
+mod slot_watch;
 mod supervisor;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use error::IngestError;
 pub use opening::{Decision, Found, Identity, NewEpoch, decide};
 pub use progress::{Progress, State};
+pub use slot_watch::SlotWatch;
 pub use supervisor::Ingest;
 
 use crate::log::LogOptions;
