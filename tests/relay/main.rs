@@ -3,6 +3,7 @@
 
 mod big;
 mod catalog;
+mod check;
 mod crash;
 mod ddl;
 mod delivery;
@@ -15,5 +16,8 @@ mod signin;
 mod slot;
 mod slow;
 mod support;
+mod tables;
 mod tracking;
+mod uninstall;
+mod upgrade;
 mod values;
