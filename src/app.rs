@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::ingest::{Ingest, IngestError, IngestOptions, SlotWatch};
 use crate::log::LogOptions;
 use crate::postgres::Target;
+use crate::sync::{FullOptions, FullSync};
 use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
 
 use embedded::EmbeddedDatabase;
@@ -36,6 +37,9 @@ const LOG_QUEUE_BYTES: usize = 32 * 1024 * 1024;
 
 /// A connection over which nothing is written for so long is closed. Longer than any request takes.
 const IDLE_CONNECTION: Duration = Duration::from_secs(75);
+
+/// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
+const FENCE_WAIT: Duration = Duration::from_secs(5);
 
 /// Critical tasks: ingest, HTTP, the slot's guard, alarms. Each fails at most once.
 const CRITICAL_TASKS: usize = 4;
@@ -93,6 +97,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let options = ingest_options(&config, database.as_ref())?;
     let progress = Arc::default();
     let mut slot_watch = SlotWatch::new(&options, config.wal_limit, Arc::clone(&progress));
+    let full = FullSync::new(full_options(&config, &options.target));
     // Opening the log reads the disk, and recovers after a crash.
     let opened = tokio::task::spawn_blocking(move || Ingest::new(options, progress)).await?;
     if opened.is_err() {
@@ -105,6 +110,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         feed,
         verifier,
         progress: ingest.progress(),
+        full,
         sessions: Sessions::default(),
         limits: limits(&config),
         metrics,
@@ -242,6 +248,21 @@ fn ingest_options(config: &Config, database: Option<&EmbeddedDatabase>) -> anyho
         part_size: size(config.big_transaction_size),
         poll_interval: config.fingerprint_interval,
     })
+}
+
+fn full_options(config: &Config, target: &Target) -> FullOptions {
+    FullOptions {
+        target: target.clone(),
+        snapshots: config.max_snapshots,
+        longest: config.snapshot_timeout,
+        queue_wait: config.snapshot_timeout,
+        lock_timeout: config.snapshot_lock_timeout,
+        fence_wait: FENCE_WAIT,
+        spool_memory: config.spool_memory,
+        spool_disk: config.spool_size,
+        spool_age: config.spool_max_age,
+        spool_directory: config.data_dir.join("spool"),
+    }
 }
 
 fn limits(config: &Config) -> Limits {

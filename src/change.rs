@@ -198,6 +198,8 @@ pub enum Reason {
     Identity,
     Toast,
     Backlog,
+    /// The token grants what the cursor did not vouch for.
+    NewlyGranted,
     NoCursor,
     TimestampInFuture,
 }
@@ -214,6 +216,7 @@ impl Reason {
             Reason::Identity => "identity",
             Reason::Toast => "toast",
             Reason::Backlog => "backlog",
+            Reason::NewlyGranted => "newly_granted",
             Reason::NoCursor => "no_cursor",
             Reason::TimestampInFuture => "timestamp_in_future",
         }

@@ -6,11 +6,13 @@ use std::sync::{Arc, RwLock};
 
 use crate::change::Reason;
 use crate::cursor::{Cursor, Epoch};
+use crate::fence::Fences;
+use crate::horizon::Horizon;
 use crate::hub::Hub;
 use crate::log::{Log, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
-use crate::route::{Catalog, RouterState, Template};
+use crate::route::{Catalog, RouterState, Tracked};
 use crate::topic::Pattern;
 
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Feed {
     pub epoch: Epoch,
     pub log: Arc<dyn Log>,
     pub hub: Arc<Hub>,
+    pub horizon: Horizon,
+    pub fences: Fences,
     directory: RwLock<Arc<Directory>>,
 }
 
@@ -35,12 +39,20 @@ pub struct DirectoryTable {
     /// The last segment of its topics.
     pub name: Arc<str>,
     pub key: Vec<String>,
-    templates: Vec<Template>,
+    pub tracked: Arc<Tracked>,
 }
 
 impl Feed {
-    pub fn new(log: Arc<dyn Log>, start: Lsn) -> Arc<Self> {
-        Arc::new(Feed { epoch: log.epoch(), hub: Hub::new(start), log, directory: RwLock::default() })
+    /// `start`: the log's end. `horizon`: up to where it is known to be visible to other sessions.
+    pub fn new(log: Arc<dyn Log>, start: Lsn, horizon: Horizon) -> Arc<Self> {
+        Arc::new(Feed {
+            epoch: log.epoch(),
+            hub: Hub::new(start),
+            log,
+            horizon,
+            fences: Fences::default(),
+            directory: RwLock::default(),
+        })
     }
 
     pub fn directory(&self) -> Arc<Directory> {
@@ -79,7 +91,7 @@ impl Directory {
             .map(|tracked| DirectoryTable {
                 name: Arc::clone(&tracked.name),
                 key: state.tables.get(&tracked.relid).map(|k| k.info.primary_key.clone()).unwrap_or_default(),
-                templates: tracked.templates.clone(),
+                tracked: Arc::clone(tracked),
             })
             .collect();
         tables.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -92,6 +104,7 @@ impl Directory {
 
     /// The tables that readers of a pattern read.
     pub fn matching<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = &'a DirectoryTable> {
-        self.tables.iter().filter(|table| table.templates.iter().any(|t| t.may_match(pattern)))
+        let reads = |table: &&DirectoryTable| table.tracked.templates.iter().any(|t| t.may_match(pattern));
+        self.tables.iter().filter(reads)
     }
 }

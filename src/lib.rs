@@ -13,6 +13,8 @@ pub mod cursor;
 pub mod demo;
 pub mod embedded;
 pub mod feed;
+pub mod fence;
+pub mod horizon;
 pub mod hub;
 pub mod ingest;
 pub mod json;

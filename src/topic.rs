@@ -70,6 +70,13 @@ impl Audience {
         &self.0
     }
 
+    /// The value of the second segment, decoded, if there is one.
+    pub fn id(&self) -> Option<String> {
+        let (_, id) = self.0.split_once(':')?;
+        // Canonical text always decodes.
+        decode_segment(id).ok()
+    }
+
     /// The first segment, still encoded.
     pub fn scope(&self) -> &str {
         self.0.split(':').next().unwrap_or(&self.0)

@@ -87,6 +87,18 @@ settings! {
     auth_timeout: Duration = "5s";
     /// How long broadcasts are replayed to devices that come back
     broadcast_replay: Duration = "5m";
+    /// Full syncs that read the database at the same time
+    max_snapshots: usize = "4";
+    /// Longest time that one full sync may read the database, and wait for its turn
+    snapshot_timeout: Duration = "5m";
+    /// How long a full sync waits for a table that is locked
+    snapshot_lock_timeout: Duration = "2s";
+    /// Memory for full answers that wait for their devices
+    spool_memory: u64 = "64MiB";
+    /// Space on disk for full answers that wait for their devices
+    spool_size: u64 = "4GiB";
+    /// How long a full answer is kept after it was last asked for
+    spool_max_age: Duration = "10m";
     /// How often the shapes of tables are compared
     fingerprint_interval: Duration = "3s";
     /// Transactions larger than this go to the log in parts, in bounded memory

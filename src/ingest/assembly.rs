@@ -23,6 +23,20 @@ pub struct TooManyChanges {
     pub commit: Lsn,
 }
 
+/// Whoever holds the catalog's rights may put as many fences as it likes into a transaction; the relay puts one.
+const MAX_FENCES: usize = 16;
+
+/// A transaction that is complete.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// All of it, or its last part.
+    pub(super) transaction: Arc<Transaction>,
+    /// Whom it concerned, if it came in parts.
+    pub(super) touched: Option<Touched>,
+    pub(super) marks: Vec<Mark>,
+    pub(super) fences: Vec<String>,
+}
+
 #[derive(Debug)]
 pub(super) struct Assembly {
     commit: Lsn,
@@ -34,6 +48,8 @@ pub(super) struct Assembly {
     size: usize,
     pub(super) tag: Option<Tag>,
     pub(super) marks: Vec<Mark>,
+    /// Ids of fences that it carries.
+    fences: Vec<String>,
     /// Set once a part was passed on.
     attempt: Option<u32>,
     touched: Touched,
@@ -54,6 +70,7 @@ impl Assembly {
             size: 0,
             tag: None,
             marks: Vec::new(),
+            fences: Vec::new(),
             attempt: None,
             touched: Touched::default(),
             skipped,
@@ -129,8 +146,13 @@ impl Assembly {
         self.transaction(deliveries, None)
     }
 
-    /// The end: the transaction, or its last part with those whom it concerned.
-    pub(super) fn finish(mut self) -> (Arc<Transaction>, Option<Touched>, Vec<Mark>) {
+    pub(super) fn add_fence(&mut self, id: String) {
+        if self.fences.len() < MAX_FENCES {
+            self.fences.push(id);
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Finished {
         let deliveries = std::mem::take(&mut self.deliveries);
         if self.attempt.is_some() {
             deliveries.iter().for_each(|delivery| self.touched.add(delivery));
@@ -139,7 +161,7 @@ impl Assembly {
         let marks = std::mem::take(&mut self.marks);
         let transaction = Arc::new(self.transaction(deliveries, tag));
         let touched = self.attempt.is_some().then_some(self.touched);
-        (transaction, touched, marks)
+        Finished { transaction, touched, marks, fences: self.fences }
     }
 
     fn transaction(&self, deliveries: Vec<Delivery>, tag: Option<Tag>) -> Transaction {
@@ -203,7 +225,7 @@ mod tests {
         let mut assembly = assembly();
         assembly.add(2, broadcast("1"));
         assert!(assembly.size() > 0);
-        let (transaction, touched, marks) = assembly.finish();
+        let Finished { transaction, touched, marks, .. } = assembly.finish();
         assert_eq!((transaction.attempt, transaction.deliveries.len(), marks.len()), (None, 1, 0));
         assert_eq!(transaction.greatest_committed_at, i64::MAX);
         assert!(touched.is_none());
@@ -218,7 +240,7 @@ mod tests {
         assert_eq!((assembly.size(), first.deliveries.len(), &first.tag), (0, 1, &None));
         assembly.add(4, broadcast("2"));
         assembly.add_mark(mark(None, 4));
-        let (last, touched, marks) = assembly.finish();
+        let Finished { transaction: last, touched, marks, .. } = assembly.finish();
         assert!(first.attempt.is_some() && first.attempt == last.attempt);
         assert_eq!((last.deliveries[0].index, marks.len()), (4, 1));
         assert!(last.tag.is_some() && touched.is_some());

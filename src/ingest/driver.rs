@@ -6,7 +6,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::assembly::Assembly;
+use super::assembly::{Assembly, Finished};
 use super::error::IngestError;
 use super::poller::Poll;
 use super::progress::Progress;
@@ -14,6 +14,7 @@ use super::reach::Reach;
 use super::supervisor::CLOSE_GRACE;
 use crate::change::Mark;
 use crate::feed::Feed;
+use crate::fence::Fence;
 use crate::log::{Append, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -25,6 +26,11 @@ use crate::wal::{Frame, Keepalive, ReplicationStream, StandbyStatus, XLogData};
 /// Names under which the router's state stands in the log.
 pub(super) const STATE_ROUTER: &str = "router";
 pub(super) const STATE_SHAPES: &str = "next_shape";
+
+pub(super) const STATE_HORIZON: &str = "horizon";
+
+/// An older horizon costs only questions after a restart.
+const HORIZON_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
 const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 /// Nothing heard for so many times the interval of our own reports: the connection is given up. At half
@@ -55,6 +61,9 @@ pub(super) struct Driver {
     received: Lsn,
     greatest_committed_at: i64,
     pub(super) reach: Reach,
+    /// The horizon as the log has it, and when it may be written again.
+    horizon: Position,
+    horizon_due: Instant,
     /// When a dropped message was last told of.
     pub(super) warned_at: Option<Instant>,
     /// A position without changes is passed to the log at most once a second.
@@ -102,6 +111,8 @@ impl Driver {
             received: watermark.lsn,
             greatest_committed_at: watermark.greatest_committed_at,
             reach: Reach::of(&feed.log.marks()),
+            horizon: feed.horizon.position(),
+            horizon_due: now,
             warned_at: None,
             advance_at: now,
             idle_end: watermark.lsn,
@@ -199,8 +210,10 @@ impl Driver {
     async fn advance(&mut self) -> Result<(), IngestError> {
         self.advance_at = Instant::now() + std::time::Duration::from_secs(1);
         let to = self.idle_end;
-        self.submit(Append { watermark: Some(to), ..Append::default() }).await?;
+        let state = self.horizon_state()?;
+        self.submit(Append { watermark: Some(to), state, ..Append::default() }).await?;
         self.submitted = to;
+        self.feed.horizon.passed(to);
         self.feed.hub.advance(to);
         self.progress.set_received(to, None);
         Ok(())
@@ -240,18 +253,17 @@ impl Driver {
             return Ok(());
         }
         self.greatest_committed_at = assembly.greatest_committed_at();
-        let (transaction, touched, marks) = assembly.finish();
+        let Finished { transaction, touched, marks, fences } = assembly.finish();
         let marks = self.reach.extend(marks);
         let changed = self.router.take_changed();
-        let append = Append {
-            transaction: Some(Arc::clone(&transaction)),
-            watermark: Some(end),
-            state: if changed { self.state()? } else { Vec::new() },
-            marks,
-        };
+        let mut state = if changed { self.state()? } else { Vec::new() };
+        state.append(&mut self.horizon_state()?);
+        let append =
+            Append { transaction: Some(Arc::clone(&transaction)), watermark: Some(end), state, marks };
         let marked = !append.marks.is_empty();
         let committed_at = transaction.committed_at;
         self.submit(append).await?;
+        self.feed.horizon.logged(transaction.xid, transaction.commit, end);
         if changed {
             self.publish_tables();
         }
@@ -264,6 +276,8 @@ impl Driver {
         }
         self.submitted = end;
         self.received = end;
+        let greatest_committed_at = self.greatest_committed_at;
+        fences.iter().for_each(|id| self.feed.fences.met(id, Fence { end, greatest_committed_at }));
         self.progress.set_received(end, Some(committed_at));
         metrics::counter!("rowcast_transactions_total").increment(1);
         metrics::counter!("rowcast_changes_total").increment(transaction.deliveries.len() as u64);
@@ -311,6 +325,16 @@ impl Driver {
             (STATE_ROUTER.to_owned(), Some(serde_json::to_vec(self.router.state())?)),
             (STATE_SHAPES.to_owned(), Some(self.router.next_shape().to_string().into_bytes())),
         ])
+    }
+
+    /// The horizon, if it moved since it was written and that is not a moment ago.
+    fn horizon_state(&mut self) -> Result<Vec<StateChange>, IngestError> {
+        let (now, at) = (Instant::now(), self.feed.horizon.position());
+        if at == self.horizon || now < self.horizon_due {
+            return Ok(Vec::new());
+        }
+        (self.horizon, self.horizon_due) = (at, now + HORIZON_INTERVAL);
+        Ok(vec![(STATE_HORIZON.to_owned(), Some(serde_json::to_vec(&at)?))])
     }
 
     /// Tells the poller and those who ask about topics which tables there are.

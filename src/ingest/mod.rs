@@ -21,6 +21,7 @@ mod rows;
 mod schema;
 mod slot_watch;
 mod supervisor;
+mod visibility;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub use opening::{Decision, Found, Identity, NewEpoch, decide};
 pub use progress::{Progress, State};
 pub use slot_watch::SlotWatch;
 pub use supervisor::Ingest;
+pub use visibility::{VisibilityError, look};
 
 use crate::log::LogOptions;
 use crate::postgres::Target;

@@ -119,8 +119,7 @@ impl Driver {
         let (index, _, skipped) = self.place()?;
         let xid = self.assembly()?.xid();
         match self.router.secret().open(xid, &message.content) {
-            // Only whoever opens a log waits for one.
-            Ok(LogicalMessage::Fence(_)) => {}
+            Ok(LogicalMessage::Fence(id)) => self.assembly()?.add_fence(id),
             Ok(LogicalMessage::Tag(tag)) => self.assembly()?.tag = Some(tag),
             Ok(LogicalMessage::Broadcast(broadcast)) if !skipped => {
                 self.assembly()?.add(index, Body::Broadcast(broadcast));

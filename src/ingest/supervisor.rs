@@ -8,14 +8,15 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::driver::{Driver, STATE_ROUTER, STATE_SHAPES};
+use super::driver::{Driver, STATE_HORIZON, STATE_ROUTER, STATE_SHAPES};
 use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
-use super::{IngestOptions, PUBLICATION};
+use super::{IngestOptions, PUBLICATION, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
+use crate::horizon::Horizon;
 use crate::log::{Beginning, FjallLog, Log};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -303,7 +304,7 @@ impl Ingest {
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
             .map_err(|_| IngestError::Protocol("making the log was given up"))??;
-        let feed = Feed::new(log, start);
+        let feed = Feed::new(log, start, Horizon::new(start));
         feed.set_directory(router.state());
         tracing::info!(epoch = %epoch, start = %start, "the log is open");
         self.feed.send_replace(Some(Arc::clone(&feed)));
@@ -356,6 +357,8 @@ impl Ingest {
         };
         let stop = shutdown.child_token();
         let poller = AbortOnDropHandle::new(tokio::spawn(poller.run(stop.clone())));
+        let watching = visibility::watch(Arc::clone(&feed), database.another(), stop.clone());
+        let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         self.progress.set_state(State::Streaming);
         self.streamed = true;
         let driver = Driver::new(
@@ -373,7 +376,7 @@ impl Ingest {
         );
         let result = driver.run(shutdown).await;
         stop.cancel();
-        drop(poller);
+        drop((poller, watching));
         result
     }
 }
@@ -437,7 +440,12 @@ impl OpeningStream {
 
 fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
     let start = log.watermark().borrow().lsn;
-    let feed = Feed::new(log, start);
+    // A log that never kept one was written before there was a horizon: all of it is looked at again.
+    let at = match log.state(STATE_HORIZON)? {
+        Some(at) => serde_json::from_slice(&at)?,
+        None => log.oldest(),
+    };
+    let feed = Feed::new(log, start, Horizon::resumed(at, start));
     feed.set_directory(restored_router(&feed)?.state());
     Ok(feed)
 }

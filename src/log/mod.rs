@@ -230,6 +230,10 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// See [`TimeLookup`]. `time` in microseconds since 1970.
     fn lookup_time(&self, time: i64) -> Result<TimeLookup, LogError>;
 
+    /// Ids and commits of the transactions after a position that readers may see, in commit order, at most
+    /// `max` of them; also those that brought nothing for anyone. Those that retention took are left out.
+    fn commits(&self, after: Position, max: usize) -> Result<Vec<(u32, Lsn)>, LogError>;
+
     /// The newest known JSON text of one column of a row that is a member of `audience`, from entries
     /// before `before` (also such that the watermark has not reached). `None` when the log does not
     /// know it: older than the log or a mark, or more than `max_entries` of the audience back.

@@ -32,6 +32,11 @@ pub struct Tracked {
 }
 
 impl Tracked {
+    /// Whether a column leaves the database.
+    pub fn publishes(&self, column: &str) -> bool {
+        self.columns.as_ref().is_none_or(|list| list.iter().any(|name| name == column))
+    }
+
     pub fn scopes(&self) -> Vec<String> {
         let mut scopes: Vec<String> = self.templates.iter().map(|t| t.scope().to_owned()).collect();
         scopes.sort_unstable();

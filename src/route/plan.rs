@@ -57,6 +57,41 @@ pub enum PlanError {
 }
 
 impl Plan {
+    /// For rows that are read from the table itself, with all of their values.
+    ///
+    /// `columns` are all that is read, in the table's order: what is published, the key and the topics'.
+    pub fn of_table(
+        tracked: &Tracked,
+        (schema, table): (&str, &str),
+        columns: &[(String, Arc<Type>)],
+        primary_key: &[String],
+    ) -> Result<Self, PlanError> {
+        let find = |name: &str| {
+            let found = columns.iter().position(|(column, _)| *column == name);
+            found.ok_or_else(|| PlanError::Moved(format!("{schema}.{table} has no column {name} any more")))
+        };
+        let key = primary_key.iter().map(|name| find(name)).collect::<Result<Vec<_>, _>>()?;
+        let mut templates = Vec::with_capacity(tracked.templates.len());
+        for template in &tracked.templates {
+            templates.push((template.clone(), template.column().map(&find).transpose()?));
+        }
+        let columns: Vec<PlanColumn> = columns
+            .iter()
+            .map(|(name, ty)| PlanColumn::new(name, Arc::clone(ty), tracked.publishes(name)))
+            .collect();
+        let shape = Shape {
+            id: 0,
+            relid: tracked.relid,
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            name: Arc::clone(&tracked.name),
+            key: primary_key.to_vec(),
+            scopes: tracked.scopes(),
+            columns: published(&columns),
+        };
+        Ok(Plan { shape: Arc::new(shape), columns, key, templates, full_identity: true })
+    }
+
     /// `shape_of` gives the shape of these contents its number.
     pub fn compile(
         relation: &Relation,
@@ -83,12 +118,7 @@ impl Plan {
             let ty = ty.ok_or_else(|| {
                 PlanError::Moved(format!("the type of {}.{} is no longer there", table(), column.name))
             })?;
-            let published =
-                tracked.columns.as_ref().is_none_or(|list| list.iter().any(|c| **c == *column.name));
-            let mut label = Vec::with_capacity(column.name.len() + 3);
-            json::write_string(&column.name, &mut label);
-            label.push(b':');
-            columns.push(PlanColumn { name: Arc::from(&*column.name), label, ty, published });
+            columns.push(PlanColumn::new(&column.name, ty, tracked.publishes(&column.name)));
         }
         if info.primary_key.is_empty() {
             return Err(PlanError::Moved(format!("{} has no primary key any more", table())));
@@ -116,12 +146,22 @@ impl Plan {
             name: Arc::clone(&tracked.name),
             key: info.primary_key.clone(),
             scopes: tracked.scopes(),
-            columns: columns
-                .iter()
-                .filter(|c| c.published)
-                .map(|c| (c.name.to_string(), Quoting::of(&c.ty)))
-                .collect(),
+            columns: published(&columns),
         });
         Ok(Plan { shape, columns, key, templates, full_identity })
     }
+}
+
+impl PlanColumn {
+    fn new(name: &str, ty: Arc<Type>, published: bool) -> Self {
+        let mut label = Vec::with_capacity(name.len() + 3);
+        json::write_string(name, &mut label);
+        label.push(b':');
+        PlanColumn { name: Arc::from(name), label, ty, published }
+    }
+}
+
+fn published(columns: &[PlanColumn]) -> Vec<(String, Quoting)> {
+    let published = columns.iter().filter(|column| column.published);
+    published.map(|column| (column.name.to_string(), Quoting::of(&column.ty))).collect()
 }

@@ -88,15 +88,17 @@ impl Template {
         }
     }
 
+    /// Whether rows of this audience may come of the template.
+    pub fn may_give(&self, audience: &Audience) -> bool {
+        match &self.id {
+            Id::Fixed(own) => own == audience,
+            Id::Column(_) => self.scope == audience.scope() && audience.as_str().len() > self.scope.len(),
+        }
+    }
+
     /// Whether readers of `pattern` may read this template's rows.
     pub fn may_match(&self, pattern: &Pattern) -> bool {
-        let audience = match &self.id {
-            Id::Fixed(audience) => *audience == pattern.audience,
-            Id::Column(_) => {
-                self.scope == pattern.audience.scope() && pattern.audience.as_str().len() > self.scope.len()
-            }
-        };
-        audience && pattern.table.as_ref().is_none_or(|table| **table == *self.table)
+        self.may_give(&pattern.audience) && pattern.table.as_ref().is_none_or(|table| **table == *self.table)
     }
 }
 

@@ -1,17 +1,18 @@
-//! An incremental answer and its JSON, written directly: records stay the texts that they are.
+//! An answer and its JSON, written directly: records stay the texts that they are.
 //!
 //! Two forms of the same content: one object, as docs/PROTOCOL.md has it, or NDJSON, one entry a line
 //! between `begin` and `end`. An answer without its `end` is to be discarded.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::error::{SyncError, table_name};
 use super::page::Entry;
-use crate::cursor::Cursor;
+use crate::change::Reason;
 use crate::hub::timestamp;
 use crate::json::{numbers::quote_numbers, write_string};
 use crate::topic::Pattern;
@@ -21,23 +22,46 @@ use crate::topic::Pattern;
 pub struct Head {
     /// What the cursor vouches for.
     pub topics: Vec<Pattern>,
-    /// Each table's key columns.
-    pub tables: BTreeMap<Arc<str>, Vec<String>>,
+    pub tables: BTreeMap<Arc<str>, TableHead>,
+    /// Granted when the device's cursor was given, and no longer.
+    pub revoked: Vec<Pattern>,
     pub numbers_as_strings: bool,
 }
 
-/// How far an answer reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a table is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableHead {
+    /// The answer replaces the device's copy.
+    pub full: bool,
+    /// There is no answer for it now; the device keeps what it has.
+    pub unavailable: bool,
+    pub reason: Option<Reason>,
+    /// The primary key's columns.
+    pub key: Vec<String>,
+}
+
+impl TableHead {
+    pub fn incremental(key: Vec<String>) -> Self {
+        TableHead { full: false, unavailable: false, reason: None, key }
+    }
+}
+
+/// How far an answer, or a page of it, reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tail {
-    pub cursor: Cursor,
-    /// The greatest commit time at or before the cursor; microseconds since 1970.
-    pub sync_timestamp: i64,
+    /// A cursor; or, while a full answer is paged, the token of its next page.
+    pub cursor: String,
+    /// The greatest commit time at or before the cursor; microseconds since 1970. Unknown while a full
+    /// answer is being made.
+    pub sync_timestamp: Option<i64>,
     pub total_changes: usize,
     pub has_more: bool,
     /// Ends at a commit.
     pub consistent: bool,
     /// Microseconds since 1970.
     pub next_sync_recommended: i64,
+    /// Of a full answer; unknown while it is being made.
+    pub total_rows: Option<Option<u64>>,
 }
 
 /// One page of an incremental sync.
@@ -51,75 +75,121 @@ pub struct SyncAnswer {
 impl SyncAnswer {
     /// As `application/json`.
     pub fn to_json(&self) -> Bytes {
-        let mut out = Vec::with_capacity(512 + size(&self.changes));
-        let Tail { cursor, sync_timestamp, .. } = self.tail;
-        write(
-            &mut out,
-            format_args!("{{\"sync_timestamp\":\"{}\",\"cursor\":\"{cursor}\"", timestamp(sync_timestamp)),
-        );
-        self.head.write_members(&mut out);
-        out.extend_from_slice(b",\"changes\":{");
-        for (place, (table, entries)) in self.changes.iter().enumerate() {
-            separate(place, &mut out);
-            write_string(&table_name(table), &mut out);
-            out.extend_from_slice(b":[");
-            for (place, entry) in entries.iter().enumerate() {
-                separate(place, &mut out);
-                out.push(b'{');
-                entry.write_members(self.head.numbers_as_strings, &mut out);
-                out.push(b'}');
-            }
-            out.push(b']');
-        }
-        out.extend_from_slice(b"},\"revoked\":[],\"conflicts\":[]");
-        self.tail.write_members(&mut out);
-        out.push(b'}');
-        out.into()
+        let numbers_as_strings = self.head.numbers_as_strings;
+        let tables = self.changes.iter().map(|(table, entries)| {
+            let write =
+                move |entry: &Entry, out: &mut Vec<u8>| drop(entry.write_members(numbers_as_strings, out));
+            (&**table, entries.iter(), write)
+        });
+        to_json(&self.head, &self.tail, size(&self.changes), tables)
     }
+}
+
+/// An answer as `application/json`. Each table comes with its entries, and how the members of one are
+/// written.
+pub(super) fn to_json<'a, E>(
+    head: &Head,
+    tail: &Tail,
+    size: usize,
+    tables: impl Iterator<Item = (&'a str, impl Iterator<Item = E>, impl Fn(E, &mut Vec<u8>))>,
+) -> Bytes {
+    let mut out = Vec::with_capacity(512 + size);
+    out.push(b'{');
+    tail.write_reach(&mut out);
+    head.write_members(&mut out);
+    out.extend_from_slice(b",\"changes\":{");
+    for (place, (table, entries, write)) in tables.enumerate() {
+        separate(place, &mut out);
+        write_string(&table_name(table), &mut out);
+        out.extend_from_slice(b":[");
+        for (place, entry) in entries.enumerate() {
+            separate(place, &mut out);
+            out.push(b'{');
+            write(entry, &mut out);
+            out.push(b'}');
+        }
+        out.push(b']');
+    }
+    out.push(b'}');
+    head.write_dropped(&mut out);
+    tail.write_members(&mut out);
+    out.push(b'}');
+    out.into()
 }
 
 impl Head {
     /// The first line of an NDJSON answer.
-    pub(super) fn write_line(&self, out: &mut Vec<u8>) {
+    pub(super) fn write_line(&self, total_rows: Option<Option<u64>>, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"type\":\"begin\"");
         self.write_members(out);
-        out.extend_from_slice(b",\"revoked\":[],\"conflicts\":[]}\n");
+        self.write_dropped(out);
+        write_total_rows(total_rows, out);
+        out.extend_from_slice(b"}\n");
     }
 
     fn write_members(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b",\"topics\":");
         write_strings(self.topics.iter().map(Pattern::to_string), out);
         out.extend_from_slice(b",\"tables\":{");
-        for (place, (table, key)) in self.tables.iter().enumerate() {
+        for (place, (table, head)) in self.tables.iter().enumerate() {
             separate(place, out);
             write_string(&table_name(table), out);
-            out.extend_from_slice(b":{\"full\":false,\"key\":");
-            write_strings(key, out);
+            write(out, format_args!(":{{\"full\":{}", head.full));
+            if head.unavailable {
+                out.extend_from_slice(b",\"unavailable\":true");
+            }
+            if let Some(reason) = head.reason {
+                write(out, format_args!(",\"reason\":\"{}\"", reason.as_str()));
+            }
+            out.extend_from_slice(b",\"key\":");
+            write_strings(&head.key, out);
             out.push(b'}');
         }
         out.push(b'}');
+    }
+
+    fn write_dropped(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b",\"revoked\":");
+        write_strings(self.revoked.iter().map(Pattern::to_string), out);
+        out.extend_from_slice(b",\"conflicts\":[]");
     }
 }
 
 impl Tail {
     /// The last line of a complete NDJSON answer.
     pub(super) fn write_line(&self, out: &mut Vec<u8>) {
-        let Tail { cursor, sync_timestamp, .. } = self;
-        let time = timestamp(*sync_timestamp);
-        write(out, format_args!("{{\"type\":\"end\",\"cursor\":\"{cursor}\",\"sync_timestamp\":\"{time}\""));
+        out.extend_from_slice(b"{\"type\":\"end\",");
+        self.write_reach(out);
         self.write_members(out);
         out.extend_from_slice(b"}\n");
+    }
+
+    fn write_reach(&self, out: &mut Vec<u8>) {
+        match self.sync_timestamp {
+            Some(time) => write(out, format_args!("\"sync_timestamp\":\"{}\"", timestamp(time))),
+            None => out.extend_from_slice(b"\"sync_timestamp\":null"),
+        }
+        write(out, format_args!(",\"cursor\":\"{}\"", self.cursor));
     }
 
     fn write_members(&self, out: &mut Vec<u8>) {
         let Tail { total_changes, has_more, consistent, next_sync_recommended, .. } = self;
         let next = timestamp(*next_sync_recommended);
+        write_total_rows(self.total_rows, out);
         write(
             out,
             format_args!(
                 ",\"total_changes\":{total_changes},\"has_more\":{has_more},\"consistent\":{consistent},\"next_sync_recommended\":\"{next}\""
             ),
         );
+    }
+}
+
+fn write_total_rows(total_rows: Option<Option<u64>>, out: &mut Vec<u8>) {
+    match total_rows {
+        None => {}
+        Some(None) => out.extend_from_slice(b",\"total_rows\":null"),
+        Some(Some(rows)) => write(out, format_args!(",\"total_rows\":{rows}")),
     }
 }
 
@@ -142,6 +212,15 @@ pub(super) fn write_change_lines(
     }
 }
 
+/// One line of an NDJSON answer from members that are written already.
+pub(super) fn write_change_line(table: &str, members: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"type\":\"change\",\"table\":");
+    write_string(&table_name(table), out);
+    out.push(b',');
+    out.extend_from_slice(members.as_bytes());
+    out.extend_from_slice(b"}\n");
+}
+
 /// The last line of an NDJSON answer that failed on the way: the error as a problem, with its `code`.
 pub(super) fn write_error_line(error: &SyncError, out: &mut Vec<u8>) {
     let problem = error.problem();
@@ -154,17 +233,26 @@ pub(super) fn write_error_line(error: &SyncError, out: &mut Vec<u8>) {
 }
 
 impl Entry {
-    fn write_members(&self, numbers_as_strings: bool, out: &mut Vec<u8>) {
+    /// The members of its object. Gives the record's place among what was appended.
+    pub(super) fn write_members(&self, numbers_as_strings: bool, out: &mut Vec<u8>) -> Range<usize> {
         write(out, format_args!("\"operation\":\"{}\",\"key\":", self.operation.as_str()));
         self.write_object(self.key.as_ref(), numbers_as_strings, out);
         out.extend_from_slice(b",\"record\":");
+        let start = out.len();
         self.write_object(self.record.as_ref(), numbers_as_strings, out);
+        let record = start..out.len();
         if !self.unchanged.is_empty() {
             out.extend_from_slice(b",\"unchanged\":");
             write_strings(&self.unchanged, out);
         }
-        write(out, format_args!(",\"commit_timestamp\":\"{}\",\"topic\":", timestamp(self.committed_at)));
+        match self.committed_at {
+            Some(time) => {
+                write(out, format_args!(",\"commit_timestamp\":\"{}\",\"topic\":", timestamp(time)))
+            }
+            None => out.extend_from_slice(b",\"commit_timestamp\":null,\"topic\":"),
+        }
         write_string(&format!("{}:{}", self.audience, self.shape.name), out);
+        record
     }
 
     fn write_object(&self, object: Option<&Bytes>, numbers_as_strings: bool, out: &mut Vec<u8>) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::full::FullError;
 use super::problem::Problem;
 use crate::change::Reason;
 use crate::json::object::RecordError;
@@ -18,8 +19,6 @@ pub enum SyncError {
     Body(serde_json::Error),
     #[error("`{field}` {expected}")]
     Field { field: &'static str, expected: &'static str },
-    #[error("`topics` is missing; name the topics to sync, as in [\"user:42:*\"]")]
-    TopicsRequired,
     #[error("the topic `{topic}` cannot be read: {source}")]
     Topic { topic: String, source: TopicError },
     #[error("`cursor` is not a cursor of this server; send back unchanged what the server gave")]
@@ -30,6 +29,14 @@ pub enum SyncError {
         "these tables cannot be synced from the given position; fetch them anew and go on with a new cursor"
     )]
     FullRequired(BTreeMap<Arc<str>, Reason>),
+    /// The pages of a full answer are gone, or are not this user's.
+    #[error("this full answer is no longer kept; drop the pages that came and begin again")]
+    Expired,
+    #[error("the tables could not be read: {0}")]
+    Full(FullError),
+    /// Of an answer that several requests may ask for.
+    #[error(transparent)]
+    Failed(Arc<SyncError>),
     #[error("the relay has not yet read again all that this cursor vouches for; retry shortly")]
     NotCaughtUp,
     #[error(transparent)]
@@ -40,16 +47,24 @@ pub enum SyncError {
     Task(#[from] tokio::task::JoinError),
 }
 
+impl From<FullError> for SyncError {
+    fn from(error: FullError) -> Self {
+        SyncError::Full(error)
+    }
+}
+
 impl SyncError {
     /// The error's name on the wire.
     pub fn code(&self) -> &'static str {
         match self {
+            SyncError::Failed(error) => error.code(),
             SyncError::Body(_) | SyncError::Field { .. } => "invalid_request",
-            SyncError::TopicsRequired => "topics_required",
             SyncError::Topic { .. } => "invalid_topic",
             SyncError::Cursor => "invalid_cursor",
             SyncError::NotGranted(_) => "not_granted",
             SyncError::FullRequired(_) => "full_sync_required",
+            SyncError::Expired => "full_sync_expired",
+            SyncError::Full(error) => error.told().0,
             SyncError::NotCaughtUp => "not_caught_up",
             SyncError::Log(LogError::Stopped(_)) => "unavailable",
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => "internal",
@@ -58,13 +73,12 @@ impl SyncError {
 
     pub fn status(&self) -> u16 {
         match self {
-            SyncError::Body(_)
-            | SyncError::Field { .. }
-            | SyncError::TopicsRequired
-            | SyncError::Topic { .. }
-            | SyncError::Cursor => 400,
+            SyncError::Failed(error) => error.status(),
+            SyncError::Body(_) | SyncError::Field { .. } | SyncError::Topic { .. } | SyncError::Cursor => 400,
             SyncError::NotGranted(_) => 403,
             SyncError::FullRequired(_) => 409,
+            SyncError::Expired => 410,
+            SyncError::Full(_) => 503,
             SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => 503,
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => 500,
         }
@@ -76,15 +90,22 @@ impl SyncError {
     }
 
     pub fn problem(&self) -> Problem {
+        if let SyncError::Failed(error) = self {
+            return error.problem();
+        }
         // What failed inside names directories and tasks: nothing for a device.
-        let detail =
-            if self.is_internal() { "the relay could not read its log".to_owned() } else { self.to_string() };
+        let detail = match self {
+            SyncError::Full(error) => error.detail().to_owned(),
+            _ if self.is_internal() => "the relay could not read its log".to_owned(),
+            _ => self.to_string(),
+        };
         let problem = Problem::new(self.status(), self.code(), detail);
         match self {
             SyncError::Field { field, .. } => problem.with("field", *field),
             SyncError::Topic { topic, .. } => problem.with("topic", topic.as_str()),
             SyncError::NotGranted(topic) => problem.with("topic", topic.to_string()),
             SyncError::FullRequired(tables) => problem.with("tables", tables_with_reasons(tables)),
+            SyncError::Full(error) => problem.retry_after(error.told().1),
             SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => {
                 problem.retry_after(RETRY_AFTER_SECONDS)
             }

@@ -1,17 +1,20 @@
-//! Sync over REST for a device that was away: what changed since its cursor, from the log alone.
+//! Sync over REST for a device that was away: what changed since its cursor, from the log alone where
+//! that is possible, and whole tables from the database where it is not.
 //!
 //! After the log in the flow, beside the hub: [`request`] reads what is asked, [`plan`] decides which
 //! tables can be answered from the log, [`page`] compacts a range of it with the same resolution of
-//! changes as live delivery, [`mod@answer`] writes it. A request in which some table needs a full answer
-//! is refused as a whole, naming those tables.
+//! changes as live delivery, [`mod@answer`] writes it. [`full`] joins a snapshot of the database to the
+//! log where some table needs it; [`coverage`] remembers what a cursor vouches for.
 //!
 //! Invariants: a page ends at a commit unless one transaction alone exceeds it; applying pages one
 //! after another gives the same copy as applying every change; nothing outside the grants is read.
 //!
-//! Must not know: sockets, HTTP beyond [`problem`], Postgres.
+//! Must not know: sockets, HTTP beyond [`problem`]; only [`full`] knows Postgres.
 
 mod answer;
+pub mod coverage;
 mod error;
+pub mod full;
 pub mod page;
 pub mod plan;
 pub mod problem;
@@ -20,13 +23,15 @@ mod request;
 mod stream;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use answer::{Head, SyncAnswer, Tail};
+pub use answer::{Head, SyncAnswer, TableHead, Tail};
 pub use error::SyncError;
+pub use full::{FullOptions, FullStream, FullSync, Served};
 pub use problem::Problem;
 pub use request::{MAX_LIMIT, SyncRequest};
 pub use stream::SyncStream;
@@ -50,48 +55,84 @@ pub fn sync(feed: &Feed, identity: &Identity, request: &SyncRequest) -> Result<S
     for (table, entries) in &part.changes {
         // Known from its rows even where the directory is a moment behind or ahead.
         if let Some(entry) = entries.last() {
-            head.tables.insert(Arc::clone(table), entry.shape.key.clone());
+            head.tables.insert(Arc::clone(table), TableHead::incremental(entry.shape.key.clone()));
         }
     }
     let tail = Tail {
-        cursor: feed.cursor(part.end),
-        sync_timestamp: part.sync_timestamp,
+        cursor: reading.cursor(feed, part.end)?.to_string(),
+        sync_timestamp: Some(part.sync_timestamp),
         total_changes: part.len(),
         has_more: part.more,
         consistent: part.consistent,
         next_sync_recommended: next_sync(part.more),
+        total_rows: None,
     };
     Ok(SyncAnswer { head, changes: part.changes, tail })
 }
 
-/// Waits until the log has passed the request's cursor, then answers with one page.
+/// Answers with one page: of the log, or of a full answer where some table needs one.
 ///
 /// `server_end` is the end of the server's WAL as far as the relay knows it.
 pub async fn answer(
+    full: &Arc<FullSync>,
     feed: Arc<Feed>,
     identity: Arc<Identity>,
     request: SyncRequest,
     server_end: Lsn,
-) -> Result<SyncAnswer, SyncError> {
+) -> Result<Served, SyncError> {
+    if let Some(token) = request.page {
+        return full.page(&identity, token).await;
+    }
     catch_up(&feed, &request, server_end).await?;
-    tokio::task::spawn_blocking(move || sync(&feed, &identity, &request)).await?
+    let reading = (Arc::clone(&feed), Arc::clone(&identity), request.clone());
+    let incremental = tokio::task::spawn_blocking(move || sync(&reading.0, &reading.1, &reading.2)).await?;
+    match incremental {
+        Ok(answer) => Ok(Served { body: answer.to_json(), completes_full: false }),
+        Err(SyncError::FullRequired(_)) => {
+            let token = full.begin(feed, &identity, request)?;
+            full.page(&identity, token).await
+        }
+        Err(error) => Err(error),
+    }
 }
 
-/// As [`answer()`], for the NDJSON form: call [`SyncStream::next_lines`] where blocking is allowed.
+/// An NDJSON answer.
+#[derive(Debug)]
+pub enum Lines {
+    /// Call [`SyncStream::next_lines`] where blocking is allowed.
+    Log(SyncStream),
+    Full(FullStream),
+}
+
+/// As [`answer()`], for the NDJSON form.
 pub async fn stream(
+    full: &Arc<FullSync>,
     feed: Arc<Feed>,
     identity: Arc<Identity>,
     request: SyncRequest,
     server_end: Lsn,
-) -> Result<SyncStream, SyncError> {
+) -> Result<Lines, SyncError> {
+    if let Some(token) = request.page {
+        return Ok(Lines::Full(full.lines(&identity, token).await?));
+    }
     catch_up(&feed, &request, server_end).await?;
-    tokio::task::spawn_blocking(move || SyncStream::open(feed, &identity, &request)).await?
+    let reading = (Arc::clone(&feed), Arc::clone(&identity), request.clone());
+    let opened =
+        tokio::task::spawn_blocking(move || SyncStream::open(reading.0, &reading.1, &reading.2)).await?;
+    match opened {
+        Ok(stream) => Ok(Lines::Log(stream)),
+        Err(SyncError::FullRequired(_)) => {
+            let token = full.begin(feed, &identity, request)?;
+            Ok(Lines::Full(full.lines(&identity, token).await?))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A crash may have lost the last appends that devices had already seen; Postgres sends them again.
 /// Beyond the server's WAL end there is nothing to wait for. Cancel-safe.
 pub async fn catch_up(feed: &Feed, request: &SyncRequest, server_end: Lsn) -> Result<(), SyncError> {
-    let cursor = match request.cursor {
+    let cursor = match request.cursor.map(|cursor| cursor.cursor) {
         Some(cursor) if cursor.epoch == feed.epoch && !request.force_full_sync => cursor.position,
         _ => return Ok(()),
     };
@@ -115,9 +156,18 @@ pub async fn catch_up(feed: &Feed, request: &SyncRequest, server_end: Lsn) -> Re
 }
 
 fn head(reading: &Reading) -> Head {
+    let incremental = reading.plan.incremental.iter();
+    let mut tables: BTreeMap<_, _> =
+        incremental.map(|(table, key)| (Arc::clone(table), TableHead::incremental(key.clone()))).collect();
+    tables.extend(reading.plan.unavailable.iter().map(|(table, reason)| {
+        let head =
+            TableHead { unavailable: true, reason: Some(*reason), ..TableHead::incremental(Vec::new()) };
+        (Arc::clone(table), head)
+    }));
     Head {
         topics: reading.request.topics.clone(),
-        tables: reading.plan.incremental.clone(),
+        tables,
+        revoked: reading.revoked.clone(),
         numbers_as_strings: reading.request.numbers_as_strings,
     }
 }

@@ -39,7 +39,8 @@ pub struct Entry {
     pub record: Option<Bytes>,
     /// Columns that the record lacks and that keep their values.
     pub unchanged: Vec<Arc<str>>,
-    pub committed_at: i64,
+    /// Microseconds since 1970; unknown of a row that a snapshot showed.
+    pub committed_at: Option<i64>,
     pub position: Position,
 }
 
@@ -144,7 +145,7 @@ impl Table {
             key: Some(row.key.clone()),
             record: view.record.cloned(),
             unchanged: view.unchanged.to_vec(),
-            committed_at: place.committed_at,
+            committed_at: Some(place.committed_at),
             position: place.position,
         };
         if entry.operation == Operation::Update
@@ -168,7 +169,7 @@ impl Table {
             key: None,
             record: None,
             unchanged: Vec::new(),
-            committed_at: place.committed_at,
+            committed_at: Some(place.committed_at),
             position: place.position,
         });
     }

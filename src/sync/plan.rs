@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::coverage::Coverage;
 use super::error::SyncError;
 use super::request::SyncRequest;
 use crate::auth::Grants;
@@ -32,6 +33,8 @@ pub struct Plan {
     /// Tracked tables that are answered from the log, with their keys' columns.
     pub incremental: BTreeMap<Arc<str>, Vec<String>>,
     pub full: BTreeMap<Arc<str>, Reason>,
+    /// Blocked: neither the log nor a snapshot can be followed by the stream. The device keeps what it has.
+    pub unavailable: BTreeMap<Arc<str>, Reason>,
 }
 
 /// Refuses the first topic that is not granted. Tables are not looked at: the answer is the same
@@ -43,10 +46,12 @@ pub fn check_grants(topics: &[Pattern], grants: &Grants) -> Result<(), SyncError
     }
 }
 
-/// `now` is where reading begins when nothing could be brought up to date but nothing is there either.
+/// `covered` is what the device's cursor vouches for, where it says so. `now` is where reading begins
+/// when nothing could be brought up to date but nothing is there either.
 pub fn plan(
     request: &SyncRequest,
     basis: Basis,
+    covered: Option<&Coverage>,
     directory: &Directory,
     marks: &[Mark],
     now: Position,
@@ -59,16 +64,33 @@ pub fn plan(
         }
     }
     let marked = furthest_marks(request, basis, marks);
-    let full = match basis {
-        Basis::From(_) => marked.into_iter().map(|(table, mark)| (Arc::clone(table), mark.reason)).collect(),
+    let blocked = |table: &Arc<str>| marked.get(table).is_some_and(|mark| mark.upto == Position::MAX);
+    let mut full: BTreeMap<Arc<str>, Reason> = match basis {
+        Basis::From(_) => marked.iter().map(|(table, mark)| (Arc::clone(table), mark.reason)).collect(),
         Basis::Full(reason) => all_in_full(&incremental, &marked, reason),
     };
-    incremental.retain(|table, _| !full.contains_key(table));
+    if let (Basis::From(_), Some(covered)) = (basis, covered) {
+        for table in incremental.keys().filter(|table| !is_covered(request, covered, directory, table)) {
+            full.entry(Arc::clone(table)).or_insert(Reason::NewlyGranted);
+        }
+    }
+    let (blocked, full): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        full.into_iter().partition(|(table, _)| blocked(table));
+    let unavailable = blocked.into_keys().map(|table| (table, Reason::Identity)).collect();
+    let not_from_log: BTreeSet<&Arc<str>> = full.keys().chain(BTreeMap::keys(&unavailable)).collect();
+    incremental.retain(|table, _| !not_from_log.contains(table));
     let after = match basis {
         Basis::From(position) => position,
         Basis::Full(_) => now,
     };
-    Plan { interests: interests(request, &full, after), after, incremental, full }
+    let interests = interests(request, &not_from_log, after);
+    Plan { interests, after, incremental, full, unavailable }
+}
+
+/// Whether all that the request asks of a table was covered before.
+fn is_covered(request: &SyncRequest, covered: &Coverage, directory: &Directory, table: &str) -> bool {
+    let reads = |topic: &&Pattern| directory.matching(topic).any(|entry| *entry.name == *table);
+    request.topics.iter().filter(reads).all(|topic| covered.covers(topic, table))
 }
 
 /// For each table the mark that reaches furthest, of those that lie beyond the device's copies.
@@ -126,7 +148,7 @@ fn concerns(mark: &Mark, topic: &Pattern) -> bool {
 }
 
 /// One interest for each audience.
-fn interests(request: &SyncRequest, full: &BTreeMap<Arc<str>, Reason>, after: Position) -> Vec<Interest> {
+fn interests(request: &SyncRequest, except: &BTreeSet<&Arc<str>>, after: Position) -> Vec<Interest> {
     // `None` is all tables.
     let mut wanted: BTreeMap<&Audience, Option<BTreeSet<&Arc<str>>>> = BTreeMap::new();
     for topic in &request.topics {
@@ -141,9 +163,10 @@ fn interests(request: &SyncRequest, full: &BTreeMap<Arc<str>, Reason>, after: Po
     }
     let interest = |(audience, tables): (&Audience, Option<BTreeSet<&Arc<str>>>)| {
         let tables = match tables {
-            None => Tables::All { except: full.keys().cloned().collect() },
+            None => Tables::All { except: except.iter().map(|name| Arc::clone(name)).collect() },
             Some(names) => {
-                let names: Vec<_> = names.into_iter().filter(|n| !full.contains_key(*n)).cloned().collect();
+                let names: Vec<_> =
+                    names.into_iter().filter(|name| !except.contains(name)).cloned().collect();
                 if names.is_empty() {
                     return None;
                 }

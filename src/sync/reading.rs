@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::coverage::{Coverage, SyncCursor};
 use super::error::SyncError;
 use super::page::{Entry, Stretch, compact};
 use super::plan::{Basis, Plan, check_grants, plan};
@@ -17,6 +18,8 @@ use crate::feed::Feed;
 use crate::log::{LogError, Page, ReadError, ReadRequest, TimeLookup, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::timestamp::PgTimestamp;
+use crate::topic::Pattern;
 
 /// A page stops after about so many bytes, at a commit.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -26,8 +29,14 @@ const TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Reading {
+    /// With the topics that it stands for.
     pub(super) request: SyncRequest,
     pub(super) plan: Plan,
+    /// What the answer's cursor vouches for.
+    pub(super) coverage: Coverage,
+    /// What the device's cursor vouched for and the token no longer grants.
+    pub(super) revoked: Vec<Pattern>,
+    covered: Option<Coverage>,
     /// Where everything that this request may see ends: as it was at the start.
     watermark: Watermark,
     basis: Basis,
@@ -51,15 +60,44 @@ impl Part {
 }
 
 impl Reading {
+    /// For an answer from the log alone: refused if some table needs more.
     pub(super) fn begin(feed: &Feed, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
+        let reading = Reading::look(feed, identity, request)?;
+        reading.refuse_full()?;
+        Ok(reading)
+    }
+
+    /// What the request comes to now.
+    pub(super) fn look(feed: &Feed, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         check_grants(&request.topics, &identity.grants)?;
         let marks_version = feed.log.marks_version();
         let watermark = feed.watermark();
-        let basis = basis(feed, request, watermark)?;
-        let plan = plan(request, basis, &feed.directory(), &feed.log.marks(), watermark.position());
-        let reading = Reading { request: request.clone(), plan, watermark, basis, marks_version };
-        reading.refuse_full()?;
-        Ok(reading)
+        let covered = match request.cursor.and_then(|cursor| cursor.coverage) {
+            Some(id) => Coverage::recall(&*feed.log, id)?,
+            None => None,
+        };
+        let basis = basis(feed, request, covered.as_ref(), watermark)?;
+        let mut request = request.clone();
+        if request.topics.is_empty() {
+            request.topics = identity.grants.patterns().to_vec();
+        }
+        let lost = |topic: &&Pattern| !identity.grants.covers(topic);
+        let revoked = covered.iter().flat_map(Coverage::topics).filter(lost).cloned().collect();
+        let coverage = Coverage::new(&request.topics, request.tables.as_deref());
+        let (directory, marks) = (feed.directory(), feed.log.marks());
+        let plan = plan(&request, basis, covered.as_ref(), &directory, &marks, watermark.position());
+        Ok(Reading { request, plan, coverage, revoked, covered, watermark, basis, marks_version })
+    }
+
+    /// Of the marks that the plan was made with.
+    pub(super) fn marks_version(&self) -> u64 {
+        self.marks_version
+    }
+
+    /// The cursor of an answer that reaches up to a position.
+    pub(super) fn cursor(&self, feed: &Feed, position: Position) -> Result<SyncCursor, LogError> {
+        let coverage = self.coverage.remember(&*feed.log, PgTimestamp::now().unix_micros())?;
+        Ok(SyncCursor { cursor: feed.cursor(position), coverage: Some(coverage) })
     }
 
     /// The page after a position, of at most `limit` changes before compaction.
@@ -129,23 +167,32 @@ impl Reading {
     fn replan(&mut self, feed: &Feed, basis: Basis) -> Result<(), SyncError> {
         self.basis = basis;
         let now = self.watermark.position();
-        self.plan = plan(&self.request, basis, &feed.directory(), &feed.log.marks(), now);
+        let (directory, marks) = (feed.directory(), feed.log.marks());
+        self.plan = plan(&self.request, basis, self.covered.as_ref(), &directory, &marks, now);
         self.refuse_full()
     }
 
-    /// This release has no full answers: one table that needs it refuses the request.
     fn refuse_full(&self) -> Result<(), SyncError> {
         if self.plan.full.is_empty() { Ok(()) } else { Err(SyncError::FullRequired(self.plan.full.clone())) }
     }
 }
 
 /// Where the device's copies stand: by its cursor, else by its timestamp.
-fn basis(feed: &Feed, request: &SyncRequest, watermark: Watermark) -> Result<Basis, SyncError> {
+fn basis(
+    feed: &Feed,
+    request: &SyncRequest,
+    covered: Option<&Coverage>,
+    watermark: Watermark,
+) -> Result<Basis, SyncError> {
     if request.force_full_sync {
         return Ok(Basis::Full(Reason::NoCursor));
     }
-    if let Some(cursor) = request.cursor {
+    if let Some(SyncCursor { cursor, coverage }) = request.cursor {
         return match feed.readable(cursor) {
+            // It was given out longer ago than the log reaches back.
+            Ok(_) if coverage.is_some() && covered.is_none() => Ok(Basis::Full(Reason::TooOld)),
+            // Of which topics the session's cursor is, only the request can say.
+            Ok(_) if coverage.is_none() && request.topics.is_empty() => Ok(Basis::Full(Reason::NoCursor)),
             Ok(position) if position > watermark.position() => Err(SyncError::NotCaughtUp),
             Ok(position) => Ok(Basis::From(position)),
             Err(reason) => Ok(Basis::Full(reason)),

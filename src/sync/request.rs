@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::coverage::SyncCursor;
 use super::error::SyncError;
-use crate::cursor::Cursor;
-use crate::topic::{Pattern, encode_segment};
+use super::full::PageToken;
+use crate::route::Tracked;
+use crate::topic::{Audience, Pattern, encode_segment};
 
 /// The most changes that one page holds.
 pub const MAX_LIMIT: usize = 1000;
@@ -22,15 +24,26 @@ const MAX_LABEL_BYTES: usize = 128;
 /// How much of an unreadable topic an error repeats, in characters.
 const MAX_ECHO: usize = 100;
 
+/// Whose rows of a table the readers of these topics get.
+pub(super) fn audiences_of(topics: &[Pattern], tracked: &Tracked) -> Vec<Audience> {
+    let reads = |topic: &&Pattern| tracked.templates.iter().any(|template| template.may_match(topic));
+    let mut audiences: Vec<_> = topics.iter().filter(reads).map(|topic| topic.audience.clone()).collect();
+    audiences.sort_unstable();
+    audiences.dedup();
+    audiences
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncRequest {
     pub device_id: Arc<str>,
-    /// At least one; each once, in the order in which they were sent.
+    /// Each once, in the order in which they were sent; none is all that the token grants.
     pub topics: Vec<Pattern>,
     /// Last segments of topics, as in a topic's text.
     pub tables: Option<Vec<Arc<str>>>,
     /// Counts more than `last_sync_timestamp` where both are given.
-    pub cursor: Option<Cursor>,
+    pub cursor: Option<SyncCursor>,
+    /// A page of a full answer that was begun before; nothing else counts then.
+    pub page: Option<PageToken>,
     /// Microseconds since 1970.
     pub last_sync_timestamp: Option<i64>,
     pub force_full_sync: bool,
@@ -137,11 +150,13 @@ fn mistake<T>(field: &'static str, expected: &'static str) -> Result<T, SyncErro
 
 impl Raw {
     fn check(self) -> Result<SyncRequest, SyncError> {
+        let (cursor, page) = check_cursor(self.cursor.as_deref())?;
         Ok(SyncRequest {
             device_id: check_device_id(self.device_id)?,
             topics: check_topics(&self.topics)?,
             tables: self.tables.as_deref().map(check_tables).transpose()?,
-            cursor: self.cursor.map(|text| text.parse()).transpose().map_err(|_| SyncError::Cursor)?,
+            cursor,
+            page,
             last_sync_timestamp: self.last_sync_timestamp.map(|moment| moment.micros()).transpose()?,
             force_full_sync: self.force_full_sync,
             limit: match self.limit {
@@ -172,9 +187,6 @@ fn check_device_id(id: Option<String>) -> Result<Arc<str>, SyncError> {
 }
 
 fn check_topics(texts: &[String]) -> Result<Vec<Pattern>, SyncError> {
-    if texts.is_empty() {
-        return Err(SyncError::TopicsRequired);
-    }
     if texts.len() > MAX_TOPICS {
         return mistake("topics", "names more than 100 topics; use a pattern such as user:42:*");
     }
@@ -187,6 +199,14 @@ fn check_topics(texts: &[String]) -> Result<Vec<Pattern>, SyncError> {
         }
     }
     Ok(topics)
+}
+
+fn check_cursor(text: Option<&str>) -> Result<(Option<SyncCursor>, Option<PageToken>), SyncError> {
+    let Some(text) = text else { return Ok((None, None)) };
+    if let Some(page) = PageToken::parse(text) {
+        return Ok((None, Some(page)));
+    }
+    Ok((Some(SyncCursor::parse(text).map_err(|_| SyncError::Cursor)?), None))
 }
 
 /// Names of tables become segments as they stand in a topic's text.
@@ -366,8 +386,7 @@ mod tests {
     fn mistakes_name_the_field() {
         assert_eq!(said(json("[]")).0, "invalid_request");
         assert_eq!(said(json("{")).0, "invalid_request");
-        assert_eq!(said(json(r#"{"device_id":"d"}"#)).0, "topics_required");
-        assert_eq!(said(json(r#"{"device_id":"d","topics":[]}"#)).0, "topics_required");
+        assert!(json(r#"{"device_id":"d"}"#).unwrap().topics.is_empty());
         assert!(said(json(r#"{"topics":["a:b"]}"#)).1.contains("device_id"));
         for bad in ["", "a b", "é", &"x".repeat(65)] {
             let body = serde_json::json!({"device_id": bad, "topics": ["a:b"]}).to_string();

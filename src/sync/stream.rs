@@ -46,7 +46,7 @@ impl SyncStream {
         let mut out = Vec::new();
         if !self.began {
             self.began = true;
-            head(&self.reading).write_line(&mut out);
+            head(&self.reading).write_line(None, &mut out);
         }
         if let Err(error) = self.write_page(&mut out) {
             self.ended = true;
@@ -69,12 +69,13 @@ impl SyncStream {
         }
         self.ended = true;
         let tail = Tail {
-            cursor: self.feed.cursor(part.end),
-            sync_timestamp: part.sync_timestamp,
+            cursor: self.reading.cursor(&self.feed, part.end)?.to_string(),
+            sync_timestamp: Some(part.sync_timestamp),
             total_changes: self.total_changes,
             has_more: part.more,
             consistent: part.consistent,
             next_sync_recommended: next_sync(part.more),
+            total_rows: None,
         };
         tail.write_line(out);
         Ok(())

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
+use crate::sync::FullSync;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub struct Relay {
     pub feed: CurrentFeed,
     pub verifier: Verifier,
     pub progress: Arc<Progress>,
+    pub full: Arc<FullSync>,
     pub sessions: Sessions,
     pub limits: Limits,
     pub metrics: PrometheusHandle,

@@ -21,7 +21,7 @@ use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
 use crate::auth::Identity;
-use crate::sync::{self, SyncRequest, SyncStream};
+use crate::sync::{self, Lines, SyncRequest};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -73,18 +73,21 @@ async fn answer(
     };
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
-        let stream = sync::stream(feed, identity, request, server_end).await?;
-        return Ok(with_type(NDJSON, Body::from_stream(pages(stream))));
+        let lines = sync::stream(&relay.full, feed, identity, request, server_end).await?;
+        return Ok(with_type(NDJSON, Body::from_stream(pages(lines))));
     }
-    let answer = sync::answer(feed, identity, request, server_end).await?;
-    Ok(with_type("application/json", answer.to_json().into()))
+    let served = sync::answer(&relay.full, feed, identity, request, server_end).await?;
+    Ok(with_type("application/json", served.body.into()))
 }
 
 /// The next page is read when the device has taken the one before.
-fn pages(stream: SyncStream) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
-    stream::try_unfold(stream, async |mut stream| {
-        let step = tokio::task::spawn_blocking(move || stream.next_lines().map(|lines| (lines, stream)));
-        step.await
+fn pages(lines: Lines) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
+    stream::try_unfold(lines, async |lines| match lines {
+        Lines::Log(mut stream) => {
+            let step = move || stream.next_lines().map(|lines| (lines, Lines::Log(stream)));
+            tokio::task::spawn_blocking(step).await
+        }
+        Lines::Full(mut stream) => Ok(stream.next_lines().await.map(|lines| (lines, Lines::Full(stream)))),
     })
 }
 

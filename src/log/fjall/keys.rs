@@ -50,6 +50,14 @@ pub(super) fn transaction_key(commit: Lsn) -> [u8; 9] {
     numbered(b't', commit.get())
 }
 
+pub(super) fn commit_of_transaction_key(key: &[u8]) -> Result<Lsn, LogError> {
+    match key {
+        [b't', commit @ ..] => commit.try_into().map(|commit| Lsn::new(u64::from_be_bytes(commit))),
+        _ => return Err(LogError::Corrupt("a transaction's key")),
+    }
+    .map_err(|_| LogError::Corrupt("a transaction's key"))
+}
+
 /// The slot of the time index into which a greatest commit time falls; ordered as times are.
 pub(super) fn time_slot(greatest_committed_at: i64) -> u64 {
     greatest_committed_at.div_euclid(TIME_SLOT_MICROS).cast_unsigned() ^ (1 << 63)

@@ -1,6 +1,6 @@
 //! Single questions to the log: where a point in time begins, and what a column last was.
 
-use super::codec::{self, EntryBody, RowEntry, Sending};
+use super::codec::{self, EntryBody, RowEntry, Sending, TransactionRecord};
 use super::keys;
 use super::reader::{View, range};
 use super::shared::Shared;
@@ -31,6 +31,30 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
         }
     }
     Err(LogError::Corrupt("the time index"))
+}
+
+pub(super) fn commits(shared: &Shared, after: Position, max: usize) -> Result<Vec<(u32, Lsn)>, LogError> {
+    let end = shared.watermark.borrow().lsn;
+    let view = View::of(shared);
+    let after = after.max(view.spans.oldest());
+    // A boundary stands before the transaction that commits there, every other position in or behind it.
+    let first = if after.index == 0 { after.commit } else { Lsn::new(after.commit.get().saturating_add(1)) };
+    let mut found = Vec::new();
+    for (span, next) in view.spans.with_ends() {
+        let from = first.max(span.info.first.commit);
+        let to = next.map_or(end, |next| next.commit.min(end));
+        if from >= to {
+            continue;
+        }
+        for guard in span.keyspace.range(keys::transaction_key(from)..keys::transaction_key(to)) {
+            if found.len() == max {
+                return Ok(found);
+            }
+            let (key, value) = guard.into_inner().map_err(view.storage.failure())?;
+            found.push((TransactionRecord::decode(&value)?.xid, keys::commit_of_transaction_key(&key)?));
+        }
+    }
+    Ok(found)
 }
 
 /// Goes back through the audience's entries to the last one of the row that says what the column is.

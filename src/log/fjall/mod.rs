@@ -250,6 +250,10 @@ impl Log for FjallLog {
         lookup::time(&self.shared, time)
     }
 
+    fn commits(&self, after: Position, max: usize) -> Result<Vec<(u32, Lsn)>, LogError> {
+        lookup::commits(&self.shared, after, max)
+    }
+
     fn column_value(&self, query: &ColumnQuery<'_>) -> Result<Option<String>, LogError> {
         lookup::column_value(&self.shared, query)
     }

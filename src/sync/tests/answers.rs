@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 
 use super::log::MemoryLog;
 use super::world::{Op, World};
-use super::{feed, identity, mark, request};
+use super::{feed, full_sync, identity, mark, request};
 use crate::change::{Body, Reason};
 use crate::cursor::{Cursor, Epoch};
 use crate::feed::Feed;
 use crate::log::Watermark;
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::sync::coverage::SyncCursor;
 use crate::sync::{SyncError, SyncStream, answer, sync};
 
 const PUT: Op = Op::Put { table: 1, key: 1, audiences: 0b010, a: 1, big: Some(9) };
@@ -50,7 +51,7 @@ fn an_answer_has_the_protocols_form() {
     assert_eq!(
         before,
         concat!(
-            r#"{"sync_timestamp":"1970-01-01T00:00:03.000000Z","cursor":"0000000000000007.00000000000000a0.00000000","#,
+            r#"{"sync_timestamp":"1970-01-01T00:00:03.000000Z","cursor":"0000000000000007.00000000000000a0.00000000.66743b7163e304c72f644a08ed06d776","#,
             r#""topics":["user:1:*"],"tables":{"notes":{"full":false,"key":[]},"orders":{"full":false,"key":["id"]}},"#,
             r#""changes":{"orders":[{"operation":"DELETE","key":{"id":"2"},"record":null,"#,
             r#""commit_timestamp":"1970-01-01T00:00:02.000000Z","topic":"user:1:orders"},"#,
@@ -181,12 +182,13 @@ fn a_transaction_of_many_bytes_stays_whole() {
 #[tokio::test]
 async fn a_cursor_ahead_of_the_log_waits_for_it() {
     let (world, log, feed) = small_world();
+    let full = full_sync();
     let me = Arc::new(identity(&["user:1:*"]));
     let server_end = Lsn::new(world.end.get() + 100);
     let ahead = Position::new(Lsn::new(world.end.get() + 10), 3);
     let ask = |position: Position| {
         let fields = json!({"topics": ["user:1:*"], "cursor": feed.cursor(position).to_string()});
-        answer(Arc::clone(&feed), Arc::clone(&me), request(fields), server_end)
+        answer(&full, Arc::clone(&feed), Arc::clone(&me), request(fields), server_end)
     };
     let beyond = ask(Position::new(Lsn::new(server_end.get() + 1), 0)).await;
     assert_eq!(code(beyond).1, "invalid_cursor");
@@ -194,7 +196,9 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
     let mut waiting = std::pin::pin!(ask(ahead));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
     log.watermark.send_replace(Watermark { lsn: server_end, greatest_committed_at: 5 });
-    assert_eq!(waiting.await.unwrap().tail.cursor, feed.cursor(Position::boundary(server_end)));
+    let answered: Value = serde_json::from_slice(&waiting.await.unwrap().body).unwrap();
+    let reached = SyncCursor::parse(answered["cursor"].as_str().unwrap()).unwrap().cursor;
+    assert_eq!(reached, feed.cursor(Position::boundary(server_end)));
 
     log.watermark.send_replace(Watermark { lsn: world.end, greatest_committed_at: 5 });
     feed.hub.close();

@@ -186,6 +186,10 @@ impl Log for MemoryLog {
         Ok(None)
     }
 
+    fn commits(&self, _after: Position, _max: usize) -> Result<Vec<(u32, Lsn)>, LogError> {
+        Ok(Vec::new())
+    }
+
     fn states(&self, _prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
         Ok(Vec::new())
     }

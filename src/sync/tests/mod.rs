@@ -9,10 +9,11 @@ mod world;
 
 use std::sync::Arc;
 
-use super::SyncRequest;
+use super::{FullOptions, FullSync, SyncRequest};
 use crate::auth::{Grants, Identity, UserId};
 use crate::change::{Mark, Reason};
 use crate::feed::Feed;
+use crate::horizon::Horizon;
 use crate::log::Log;
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -32,7 +33,7 @@ fn identity(grants: &[&str]) -> Identity {
 
 /// A feed in which the world's tables are tracked.
 fn feed(log: Arc<dyn Log>) -> Arc<Feed> {
-    let feed = Feed::new(log, Lsn::new(1));
+    let feed = Feed::new(log, Lsn::new(1), Horizon::new(Lsn::new(1)));
     let mut state = RouterState::default();
     for (relid, name) in (1..).zip(world::TABLES) {
         let templates = ["user:{user_id}", "team:{team_id}"].map(|audience| format!("{audience}:{name}"));
@@ -58,4 +59,21 @@ fn request(fields: serde_json::Value) -> SyncRequest {
 
 fn mark(table: &str, upto: Position, reason: Reason) -> Mark {
     Mark { table: table.into(), audience: None, scopes: vec!["user".to_owned()], upto, reason }
+}
+
+/// For requests that do not come to a full answer: it is never connected.
+pub(crate) fn full_sync() -> Arc<FullSync> {
+    let second = std::time::Duration::from_secs(1);
+    FullSync::new(FullOptions {
+        target: crate::postgres::Target::parse("postgres://nobody@127.0.0.1:1/none").unwrap(),
+        snapshots: 1,
+        longest: second,
+        queue_wait: second,
+        lock_timeout: second,
+        fence_wait: second,
+        spool_memory: 0,
+        spool_disk: 0,
+        spool_age: second,
+        spool_directory: "/nonexistent".into(),
+    })
 }

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use super::log::MemoryLog;
 use super::world::{AUDIENCES, Copy, Op, TABLES, World, copy_of, op};
 use super::{feed, identity, request};
-use crate::cursor::{Cursor, Epoch};
+use crate::cursor::Epoch;
 use crate::feed::Feed;
 use crate::hub::timestamp;
 use crate::log::{Append, Beginning, FjallLog, Log as _, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::sync::coverage::SyncCursor;
 use crate::sync::{SyncStream, sync};
 
 const GRANTS: [&str; 3] = ["user:1:*", "user:2:*", "team:7:*"];
@@ -133,7 +134,7 @@ fn follow(
 }
 
 fn position_of(answer: &Value) -> Position {
-    answer["cursor"].as_str().unwrap().parse::<Cursor>().unwrap().position
+    SyncCursor::parse(answer["cursor"].as_str().unwrap()).unwrap().cursor.position
 }
 
 proptest! {

@@ -10,8 +10,9 @@ use crate::change::{Mark, Reason};
 use crate::log::{Interest, Tables};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::sync::coverage::Coverage;
 use crate::sync::plan::{Basis, Plan, plan};
-use crate::topic::Audience;
+use crate::topic::{Audience, Pattern};
 
 const NOW: Position = Position::new(Lsn::new(900), 0);
 
@@ -21,7 +22,7 @@ fn at(commit: u64) -> Position {
 
 fn decide(fields: serde_json::Value, basis: Basis, marks: &[Mark]) -> Plan {
     let feed = feed(Arc::new(MemoryLog::new(Vec::new(), Lsn::new(900))));
-    plan(&request(fields), basis, &feed.directory(), marks, NOW)
+    plan(&request(fields), basis, None, &feed.directory(), marks, NOW)
 }
 
 fn full(plan: &Plan) -> Vec<(&str, &str)> {
@@ -114,4 +115,46 @@ fn tables_that_the_directory_lacks() {
     let plan = |basis| decide(json!({"topics": ["user:1:*"], "tables": ["new"]}), basis, &new);
     assert_eq!(full(&plan(Basis::From(at(20)))), [("new", "newly_tracked")]);
     assert_eq!(full(&plan(Basis::Full(Reason::NoCursor))), [("new", "no_cursor")]);
+}
+
+#[test]
+fn what_the_cursor_did_not_vouch_for_is_full() {
+    let feed = feed(Arc::new(MemoryLog::new(Vec::new(), Lsn::new(900))));
+    let covered = |topics: &[&str], tables: Option<&[&str]>| {
+        let topics: Vec<Pattern> = topics.iter().map(|topic| Pattern::parse(topic).unwrap()).collect();
+        let tables = tables.map(|tables| tables.iter().map(|t| Arc::from(*t)).collect::<Vec<_>>());
+        Coverage::new(&topics, tables.as_deref())
+    };
+    let decide = |covered: Coverage| {
+        let fields = json!({"topics": ["user:1:*", "team:7:*"]});
+        let basis = Basis::From(at(5));
+        let plan = plan(&request(fields), basis, Some(&covered), &feed.directory(), &[], NOW);
+        full(&plan).iter().map(|(table, reason)| format!("{table} {reason}")).collect::<Vec<_>>()
+    };
+    assert_eq!(decide(covered(&["user:1:*", "team:7:*", "global:*"], None)), Vec::<String>::new());
+    assert_eq!(decide(covered(&["user:1:*", "team:7:orders", "team:7:notes"], None)), Vec::<String>::new());
+    let all = ["notes newly_granted", "orders newly_granted"];
+    assert_eq!(decide(covered(&["user:1:*"], None)), all);
+    assert_eq!(decide(covered(&[], None)), all);
+    assert_eq!(decide(covered(&["user:1:*", "team:7:notes"], None)), ["orders newly_granted"]);
+    assert_eq!(decide(covered(&["user:1:*", "team:7:*"], Some(&["orders"]))), ["notes newly_granted"]);
+}
+
+#[test]
+fn a_blocked_table_is_left_alone() {
+    let marks = [mark("orders", Position::MAX, Reason::Identity)];
+    for basis in [Basis::From(at(5)), Basis::Full(Reason::Epoch)] {
+        let plan = decide(json!({"topics": ["user:1:*"]}), basis, &marks);
+        assert_eq!(plan.unavailable.keys().map(|table| &**table).collect::<Vec<_>>(), ["orders"]);
+        assert!(!plan.full.contains_key("orders") && !plan.incremental.contains_key("orders"));
+        assert_eq!(
+            plan.interests[0].tables,
+            Tables::All {
+                except: match basis {
+                    Basis::From(_) => vec!["orders".into()],
+                    Basis::Full(_) => vec!["notes".into(), "orders".into()],
+                }
+            }
+        );
+    }
 }

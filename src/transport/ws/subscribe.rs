@@ -13,6 +13,7 @@ use crate::cursor::Cursor;
 use crate::hub::timestamp;
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::sync::coverage::SyncCursor;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
 
@@ -313,8 +314,9 @@ impl Session {
     }
 
     fn check_cursor(&self, text: &str) -> Result<Cursor, Refusal> {
-        let cursor: Cursor =
-            text.parse().map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
+        // One from REST says more; what it is for, the message says.
+        let SyncCursor { cursor, .. } = SyncCursor::parse(text)
+            .map_err(|_| refusal("invalid_cursor", "this is no cursor that the server gave"))?;
         let end = self.relay.progress.server_end();
         // Before the database is reached nobody knows its end; and after a crash a device may be ahead of
         // the log until the server has sent again what was lost.

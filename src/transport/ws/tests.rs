@@ -16,6 +16,7 @@ use crate::auth::{AuthConfig, Grants, Identity, Secret, UserId, Verifier};
 use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
 use crate::feed::Feed;
+use crate::horizon::Horizon;
 use crate::hub::Touched;
 use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
@@ -95,7 +96,8 @@ impl World {
             state: Vec::new(),
         };
         let log = FjallLog::create(&options, beginning).unwrap();
-        let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(START));
+        let feed =
+            Feed::new(Arc::clone(&log) as Arc<dyn Log>, Lsn::new(START), Horizon::new(Lsn::new(START)));
         let relay = Arc::new(relay(&feed));
         World {
             _directory: directory,
@@ -292,6 +294,7 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         feed: receiver,
         verifier: Verifier::new(auth).unwrap(),
         progress: Arc::default(),
+        full: crate::sync::tests::full_sync(),
         sessions: Sessions::default(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),

@@ -1,0 +1,253 @@
+//! The answers that are being made or wait for their devices.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::FullSync;
+use super::spool::Spool;
+use crate::auth::{Identity, UserId};
+use crate::feed::Feed;
+use crate::sync::answer::Head;
+use crate::sync::error::SyncError;
+use crate::sync::plan::check_grants;
+use crate::sync::request::SyncRequest;
+use crate::topic::Pattern;
+
+/// Answers that one device may have kept; the oldest goes first. A device asks for one at a time, but
+/// its tabs may each.
+const JOBS_OF_DEVICE: usize = 4;
+
+/// Times that an answer is begun again because the tables changed under it.
+const TRIES: usize = 3;
+
+/// One page of an answer: what `cursor` is while it is paged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageToken {
+    id: u128,
+    pub(super) page: u32,
+}
+
+impl PageToken {
+    pub fn parse(text: &str) -> Option<Self> {
+        let (id, page) = text.strip_prefix("full.")?.split_once('.')?;
+        let plain = |part: &str, width| {
+            part.len() == width && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        if !plain(id, 32) || !plain(page, 8) {
+            return None;
+        }
+        Some(PageToken { id: u128::from_str_radix(id, 16).ok()?, page: u32::from_str_radix(page, 16).ok()? })
+    }
+
+    pub(super) fn at(self, page: u32) -> Self {
+        PageToken { page, ..self }
+    }
+}
+
+impl fmt::Display for PageToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "full.{:032x}.{:08x}", self.id, self.page)
+    }
+}
+
+/// A complete answer.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) head: Head,
+    /// By the numbers that the spool's entries have.
+    pub(super) tables: Vec<Arc<str>>,
+    pub(super) spool: Spool,
+    pub(super) cursor: String,
+    pub(super) sync_timestamp: i64,
+}
+
+pub(super) type Outcome = Result<Arc<Done>, Arc<SyncError>>;
+
+/// What the job and those who ask for it share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) token: PageToken,
+    owner: (UserId, Arc<str>),
+    /// As asked for; what was not named is whatever the token grants.
+    topics: Vec<Pattern>,
+    pub(super) numbers_as_strings: bool,
+    /// Rows read so far.
+    pub(super) rows: AtomicU64,
+    outcome: watch::Sender<Option<Outcome>>,
+    used: Mutex<Instant>,
+}
+
+impl Shared {
+    /// Waits until the answer is complete or failed. `None`: it takes longer than that.
+    pub(super) async fn outcome(&self, patience: Duration) -> Option<Outcome> {
+        let mut outcome = self.outcome.subscribe();
+        let waited = tokio::time::timeout(patience, outcome.wait_for(Option::is_some)).await;
+        // The sender lives as long as this does.
+        waited.ok()?.ok()?.clone()
+    }
+
+    pub(super) fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn used(&self) -> Instant {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All jobs, by id and by who asked.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    by_id: HashMap<u128, (Arc<Shared>, AbortOnDropHandle<()>)>,
+    by_owner: HashMap<(UserId, Arc<str>), VecDeque<u128>>,
+}
+
+impl Jobs {
+    fn add(&mut self, shared: Arc<Shared>, task: AbortOnDropHandle<()>) {
+        let own = self.by_owner.entry(shared.owner.clone()).or_default();
+        own.push_back(shared.token.id);
+        let oldest = if own.len() > JOBS_OF_DEVICE { own.pop_front() } else { None };
+        self.by_id.insert(shared.token.id, (shared, task));
+        if let Some(oldest) = oldest {
+            self.by_id.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, id: u128) {
+        let Some((shared, _)) = self.by_id.remove(&id) else { return };
+        if let Some(own) = self.by_owner.get_mut(&shared.owner) {
+            own.retain(|other| *other != id);
+            if own.is_empty() {
+                self.by_owner.remove(&shared.owner);
+            }
+        }
+    }
+}
+
+impl FullSync {
+    /// Begins to make an answer, and gives the token of its first page.
+    pub fn begin(
+        self: &Arc<Self>,
+        feed: Arc<Feed>,
+        identity: &Identity,
+        request: SyncRequest,
+    ) -> Result<PageToken, SyncError> {
+        check_grants(&request.topics, &identity.grants)?;
+        let token = PageToken { id: rand::random(), page: 0 };
+        let shared = Arc::new(Shared {
+            token,
+            owner: (identity.user.clone(), Arc::clone(&request.device_id)),
+            topics: request.topics.clone(),
+            numbers_as_strings: request.numbers_as_strings,
+            rows: AtomicU64::new(0),
+            outcome: watch::Sender::new(None),
+            used: Mutex::new(Instant::now()),
+        });
+        metrics::counter!("rowcast_full_syncs_total").increment(1);
+        let job = run(Arc::clone(self), feed, identity.clone(), request, Arc::clone(&shared));
+        // Held for a moment longer than the task can need to find itself in there.
+        let mut jobs = self.jobs();
+        let task = AbortOnDropHandle::new(tokio::spawn(job));
+        jobs.add(shared, task);
+        Ok(token)
+    }
+
+    /// A job that this user's device began, if its topics are still granted.
+    pub(super) fn find(&self, identity: &Identity, token: PageToken) -> Result<Arc<Shared>, SyncError> {
+        let found = self.jobs().by_id.get(&token.id).map(|(shared, _)| Arc::clone(shared));
+        // Whether another user has such a job is nobody's business.
+        let shared = found.filter(|shared| shared.owner.0 == identity.user).ok_or(SyncError::Expired)?;
+        check_grants(&shared.topics, &identity.grants)?;
+        shared.touch();
+        Ok(shared)
+    }
+}
+
+/// Makes the answer, then keeps it until nobody has asked for it for long enough.
+async fn run(
+    full: Arc<FullSync>,
+    feed: Arc<Feed>,
+    identity: Identity,
+    request: SyncRequest,
+    shared: Arc<Shared>,
+) {
+    let begun = Instant::now();
+    let made = make(&full, &feed, &identity, &request, &shared).await;
+    metrics::histogram!("rowcast_full_sync_seconds").record(begun.elapsed().as_secs_f64());
+    if let Err(error) = &made {
+        tell(error);
+    }
+    shared.touch();
+    shared.outcome.send_replace(Some(made.map(Arc::new).map_err(Arc::new)));
+    let age = full.options.spool_age;
+    loop {
+        let until = shared.used() + age;
+        if until <= Instant::now() {
+            break;
+        }
+        tokio::time::sleep_until(until).await;
+    }
+    // The task ends here at the latest: its handle goes with the job.
+    full.jobs().remove(shared.token.id);
+}
+
+async fn make(
+    full: &Arc<FullSync>,
+    feed: &Arc<Feed>,
+    identity: &Identity,
+    request: &SyncRequest,
+    shared: &Shared,
+) -> Result<Done, SyncError> {
+    for _ in 0..TRIES {
+        if let Some(done) = full.attempt(feed, identity, request, shared).await? {
+            return Ok(done);
+        }
+        metrics::counter!("rowcast_full_sync_retries_total").increment(1);
+    }
+    Err(SyncError::from(super::FullError::Restless))
+}
+
+fn tell(error: &SyncError) {
+    match error {
+        SyncError::Full(cause) if cause.needs_mending() => {
+            tracing::error!(error = %cause, "a full sync failed; it goes on to fail until this is mended");
+        }
+        SyncError::Full(cause) => tracing::warn!(error = %cause, "a full sync was put off"),
+        error if error.is_internal() => tracing::error!(%error, "a full sync failed"),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_no_cursor_and_has_one_spelling() {
+        let token = PageToken { id: 7, page: 3 };
+        let text = token.to_string();
+        assert_eq!(
+            (PageToken::parse(&text), PageToken::parse(&token.at(4).to_string())),
+            (Some(token), Some(token.at(4)))
+        );
+        for bad in [
+            "",
+            "full.",
+            "full.7.3",
+            &text.to_uppercase(),
+            &format!("{text}0"),
+            &text[1..],
+            &text.replace("full", "half"),
+        ] {
+            assert_eq!(PageToken::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Joining a snapshot to the stream (DESIGN section 6).
+//!
+//! Remember the visible horizon H; take a snapshot S and read the rows into a spool; commit a fence after
+//! S exists, and wait until ingest meets it at F. Then the copy at F is: the rows, then what the log holds
+//! in (H, F] of transactions that S does not see, in order.
+//!
+//! Exact because: what S sees committed before F, so nothing is there twice; what S does not see and
+//! committed at or before F lies after H, so nothing is missed. The snapshot's transaction outlives the
+//! fence's commit: no crash in between can have lost what S saw.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::time::Instant;
+
+use super::error::FullError;
+use super::snapshot::{self, SnapshotError, Wanted};
+use super::spool::{PageBuilder, Spool};
+use super::{FullSync, MARK_POLL};
+use crate::change::{Mark, Membership, RowChange};
+use crate::feed::Feed;
+use crate::fence::Fence;
+use crate::horizon::Snapshot;
+use crate::hub::view;
+use crate::ingest;
+use crate::position::Position;
+use crate::postgres::Database;
+use crate::sync::page::Entry;
+
+/// A snapshot that was joined to the stream.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// H: the log counts from here on, as far as `seen` does not see it.
+    pub(crate) after: Position,
+    pub(crate) seen: Snapshot,
+    /// F.
+    pub(crate) fence: Fence,
+    /// Of each table that was read, its primary key's columns.
+    pub(crate) keys: Vec<Vec<String>>,
+}
+
+/// Whose rows, and in which form.
+pub(super) struct Reader<'a> {
+    pub(super) wanted: &'a [Wanted],
+    pub(super) numbers_as_strings: bool,
+    /// Counts what was read, for those who wait.
+    pub(super) rows: &'a AtomicU64,
+}
+
+impl FullSync {
+    /// Reads the tables' rows into `spool`. The caller holds one of the places.
+    pub(super) async fn take(
+        &self,
+        feed: &Arc<Feed>,
+        reader: &Reader<'_>,
+        spool: Spool,
+    ) -> Result<(Taken, Spool), FullError> {
+        let mut database = self.database();
+        let taken = tokio::time::timeout(self.options.longest, self.read(feed, reader, spool, &mut database));
+        let taken = taken.await.unwrap_or(Err(FullError::TooLong(self.options.longest)))?;
+        // Only a session that ended in order is used again.
+        self.keep(database);
+        Ok(taken)
+    }
+
+    async fn read(
+        &self,
+        feed: &Arc<Feed>,
+        reader: &Reader<'_>,
+        spool: Spool,
+        database: &mut Database,
+    ) -> Result<(Taken, Spool), FullError> {
+        let after = self.horizon(feed, reader.wanted, database).await?;
+        let client = &*database.client().await.map_err(SnapshotError::from)?;
+        let open = snapshot::open(client, reader.wanted, self.options.lock_timeout, self.options.longest);
+        let opened = open.await?;
+        let mut writer = Writer { spool: Some(spool), page: PageBuilder::default() };
+        let reading = async {
+            for (place, table) in opened.tables.iter().enumerate() {
+                let wanted = &reader.wanted[place];
+                let number = u16::try_from(place).map_err(|_| FullError::TooManyTables)?;
+                let mut rows = snapshot::rows(client, table).await?;
+                while let Some(row) = rows.next().await? {
+                    reader.rows.fetch_add(1, Ordering::Relaxed);
+                    writer.row(number, wanted, &row, reader.numbers_as_strings).await?;
+                }
+            }
+            writer.end().await
+        };
+        let fencing = async { Ok(self.fencing.fence(feed).await?) };
+        let (spool, (fence, place)) = tokio::try_join!(reading, fencing)?;
+        if place != opened.place {
+            return Err(SnapshotError::Moved.into());
+        }
+        snapshot::close(client).await?;
+        reached(feed, fence).await?;
+        let keys = opened.tables.iter().map(|table| table.key().to_vec()).collect();
+        Ok((Taken { after, seen: opened.snapshot, fence, keys }, spool))
+    }
+
+    /// H, as the database says now, once it has passed the marks of the tables: what the log lacks before
+    /// a mark must be in the snapshot.
+    async fn horizon(
+        &self,
+        feed: &Arc<Feed>,
+        wanted: &[Wanted],
+        database: &mut Database,
+    ) -> Result<Position, FullError> {
+        let deadline = Instant::now() + self.options.fence_wait;
+        loop {
+            ingest::look(feed, database).await?;
+            let at = feed.horizon.position();
+            if at < feed.log.oldest() {
+                return Err(FullError::NotVisible);
+            }
+            let ahead =
+                |mark: &Mark| mark.upto > at && wanted.iter().any(|wanted| wanted.tracked.name == mark.table);
+            if !feed.log.marks().iter().any(ahead) {
+                return Ok(at);
+            }
+            if Instant::now() >= deadline {
+                return Err(FullError::NotVisible);
+            }
+            tokio::time::sleep(MARK_POLL).await;
+        }
+    }
+}
+
+/// Waits until readers of the log see everything up to a fence.
+async fn reached(feed: &Feed, fence: Fence) -> Result<(), FullError> {
+    let mut watermark = feed.log.watermark();
+    tokio::select! {
+        reached = watermark.wait_for(|watermark| watermark.lsn >= fence.end) => {
+            reached.map(drop).map_err(|_| FullError::Over)
+        }
+        () = feed.hub.closed().cancelled() => Err(FullError::Over),
+    }
+}
+
+/// Puts rows into pages, and pages into the spool.
+pub(super) struct Writer {
+    /// Absent only while a page is being written.
+    pub(super) spool: Option<Spool>,
+    pub(super) page: PageBuilder,
+}
+
+impl Writer {
+    async fn row(
+        &mut self,
+        table: u16,
+        wanted: &Wanted,
+        row: &RowChange,
+        numbers_as_strings: bool,
+    ) -> Result<(), FullError> {
+        let ours = |member: &Membership| wanted.audiences.contains(&member.audience);
+        // The statement may find more than it should, never less.
+        let Some(view) = view(row, ours) else { return Ok(()) };
+        let entry = Entry {
+            operation: view.operation,
+            shape: Arc::clone(&row.shape),
+            audience: view.audience.clone(),
+            key: Some(row.key.clone()),
+            record: view.record.cloned(),
+            unchanged: Vec::new(),
+            committed_at: None,
+            position: Position::ZERO,
+        };
+        self.entry(table, &entry, numbers_as_strings).await
+    }
+
+    pub(super) async fn entry(
+        &mut self,
+        table: u16,
+        entry: &Entry,
+        numbers_as_strings: bool,
+    ) -> Result<(), FullError> {
+        self.page.push(table, |out| entry.write_members(numbers_as_strings, out));
+        if self.page.is_full() { self.write_page().await } else { Ok(()) }
+    }
+
+    pub(super) async fn end(&mut self) -> Result<Spool, FullError> {
+        self.write_page().await?;
+        self.spool.take().ok_or(FullError::Over)
+    }
+
+    async fn write_page(&mut self) -> Result<(), FullError> {
+        let page = std::mem::take(&mut self.page);
+        let mut spool = self.spool.take().ok_or(FullError::Over)?;
+        let written = tokio::task::spawn_blocking(move || spool.add(page).map(|()| spool)).await??;
+        self.spool = Some(written);
+        Ok(())
+    }
+}
