@@ -7,6 +7,7 @@ mod check;
 mod crash;
 mod ddl;
 mod delivery;
+mod full;
 mod guard;
 mod harness;
 mod privacy;

@@ -59,14 +59,15 @@ impl FullSync {
             let _place = self.place().await?;
             self.take(feed, &reader, Spool::new(Arc::clone(&self.budget))).await
         };
-        let (taken, spool) = match taken {
+        let (taken, spool, page) = match taken {
             Err(FullError::Snapshot(snapshot::SnapshotError::Moved)) => return Ok(None),
             taken => taken?,
         };
         let feed = Arc::clone(feed);
         let identity = identity.clone();
-        let completed =
-            tokio::task::spawn_blocking(move || complete(&feed, &identity, &reading, &wanted, &taken, spool));
+        let completed = tokio::task::spawn_blocking(move || {
+            complete(&feed, &identity, &reading, &wanted, &taken, (spool, page))
+        });
         match completed.await.map_err(FullError::from)? {
             Ok(done) => Ok(Some(done)),
             Err(Refused::Again) => Ok(None),
@@ -91,7 +92,7 @@ fn complete(
     reading: &Reading,
     wanted: &[Wanted],
     taken: &Taken,
-    spool: Spool,
+    (spool, page): (Spool, PageBuilder),
 ) -> Result<Done, Refused> {
     let upto = Position::boundary(taken.fence.end);
     let mut completion = Completion {
@@ -100,7 +101,7 @@ fn complete(
         numbers: HashMap::new(),
         tables: Vec::new(),
         spool,
-        page: PageBuilder::default(),
+        page,
     };
     for table in wanted {
         completion.number(&table.tracked.name)?;

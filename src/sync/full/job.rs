@@ -115,6 +115,7 @@ impl Jobs {
         own.push_back(shared.token.id);
         let oldest = if own.len() > JOBS_OF_DEVICE { own.pop_front() } else { None };
         self.by_id.insert(shared.token.id, (shared, task));
+        metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
         if let Some(oldest) = oldest {
             self.by_id.remove(&oldest);
         }
@@ -122,6 +123,7 @@ impl Jobs {
 
     fn remove(&mut self, id: u128) {
         let Some((shared, _)) = self.by_id.remove(&id) else { return };
+        metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
         if let Some(own) = self.by_owner.get_mut(&shared.owner) {
             own.retain(|other| *other != id);
             if own.is_empty() {

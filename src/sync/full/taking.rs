@@ -48,13 +48,14 @@ pub(super) struct Reader<'a> {
 }
 
 impl FullSync {
-    /// Reads the tables' rows into `spool`. The caller holds one of the places.
+    /// Reads the tables' rows into `spool`; the last page of them is still open. The caller holds one of
+    /// the places.
     pub(super) async fn take(
         &self,
         feed: &Arc<Feed>,
         reader: &Reader<'_>,
         spool: Spool,
-    ) -> Result<(Taken, Spool), FullError> {
+    ) -> Result<(Taken, Spool, PageBuilder), FullError> {
         let mut database = self.database();
         let taken = tokio::time::timeout(self.options.longest, self.read(feed, reader, spool, &mut database));
         let taken = taken.await.unwrap_or(Err(FullError::TooLong(self.options.longest)))?;
@@ -69,7 +70,7 @@ impl FullSync {
         reader: &Reader<'_>,
         spool: Spool,
         database: &mut Database,
-    ) -> Result<(Taken, Spool), FullError> {
+    ) -> Result<(Taken, Spool, PageBuilder), FullError> {
         let after = self.horizon(feed, reader.wanted, database).await?;
         let client = &*database.client().await.map_err(SnapshotError::from)?;
         let open = snapshot::open(client, reader.wanted, self.options.lock_timeout, self.options.longest);
@@ -85,17 +86,17 @@ impl FullSync {
                     writer.row(number, wanted, &row, reader.numbers_as_strings).await?;
                 }
             }
-            writer.end().await
+            writer.end()
         };
         let fencing = async { Ok(self.fencing.fence(feed).await?) };
-        let (spool, (fence, place)) = tokio::try_join!(reading, fencing)?;
+        let ((spool, page), (fence, place)) = tokio::try_join!(reading, fencing)?;
         if place != opened.place {
             return Err(SnapshotError::Moved.into());
         }
         snapshot::close(client).await?;
         reached(feed, fence).await?;
         let keys = opened.tables.iter().map(|table| table.key().to_vec()).collect();
-        Ok((Taken { after, seen: opened.snapshot, fence, keys }, spool))
+        Ok((Taken { after, seen: opened.snapshot, fence, keys }, spool, page))
     }
 
     /// H, as the database says now, once it has passed the marks of the tables: what the log lacks before
@@ -178,9 +179,8 @@ impl Writer {
         if self.page.is_full() { self.write_page().await } else { Ok(()) }
     }
 
-    pub(super) async fn end(&mut self) -> Result<Spool, FullError> {
-        self.write_page().await?;
-        self.spool.take().ok_or(FullError::Over)
+    fn end(&mut self) -> Result<(Spool, PageBuilder), FullError> {
+        Ok((self.spool.take().ok_or(FullError::Over)?, std::mem::take(&mut self.page)))
     }
 
     async fn write_page(&mut self) -> Result<(), FullError> {
