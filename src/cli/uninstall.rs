@@ -218,7 +218,10 @@ async fn drop_objects(transaction: &Transaction<'_>) -> Result<(), Failure> {
     let before = transaction.query(FOREIGN, &[]).await.map_err(error)?;
     // A member of the owner role does it as that role; a superuser needs not be one.
     transaction
-        .batch_execute("DROP PUBLICATION IF EXISTS rowcast; DROP SCHEMA IF EXISTS rowcast CASCADE")
+        .batch_execute(
+            "SET LOCAL client_min_messages = warning;
+             DROP PUBLICATION IF EXISTS rowcast; DROP SCHEMA IF EXISTS rowcast CASCADE",
+        )
         .await
         .map_err(error)?;
     let after = transaction.query(FOREIGN, &[]).await.map_err(error)?;
@@ -251,8 +254,12 @@ async fn drop_role(client: &Client, role: &str, keep: bool) -> Result<(), Failur
         note(&format!("the role {role} stays: it owns something of yours in this database"));
         return Ok(());
     }
-    // It owns nothing here: this takes only the rights that it was granted.
-    client.batch_execute(&format!("DROP OWNED BY {role}")).await.map_err(error)?;
+    if let Err(refused) = revoke_all(client, role).await {
+        let failure =
+            Failure::caused(&format!("the role {role} stays, with what it was granted here"), &refused);
+        note(failure.texts().0);
+        return Ok(());
+    }
     if keep {
         return Ok(());
     }
@@ -267,5 +274,20 @@ async fn drop_role(client: &Client, role: &str, keep: bool) -> Result<(), Failur
         return Ok(());
     }
     client.batch_execute(&format!("DROP ROLE {role}")).await.map_err(error)?;
+    Ok(())
+}
+
+/// Takes what a role was granted in this database; it owns nothing here. Who is no superuser has to be a
+/// member for that, and is one for the moment.
+async fn revoke_all(client: &Client, role: &str) -> Result<(), tokio_postgres::Error> {
+    let member = client.query_one("SELECT pg_catalog.pg_has_role($1::name, 'USAGE')", &[&role]).await?;
+    let lent = !member.try_get::<_, bool>(0)?;
+    if lent {
+        client.batch_execute(&format!("GRANT {role} TO CURRENT_USER")).await?;
+    }
+    client.batch_execute(&format!("DROP OWNED BY {role}")).await?;
+    if lent {
+        client.batch_execute(&format!("REVOKE {role} FROM CURRENT_USER")).await?;
+    }
     Ok(())
 }

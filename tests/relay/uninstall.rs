@@ -1,6 +1,6 @@
 //! `rowcast uninstall`: the database is afterwards what it was before `rowcast init`.
 
-use crate::support::cli::rowcast;
+use crate::support::cli::{rowcast, rowcast_at};
 use crate::support::device::Device;
 use crate::support::postgres::TestPostgres;
 use crate::support::stage::{database, relay_on};
@@ -102,6 +102,26 @@ async fn a_catalog_of_version_1_is_removed_too() {
     assert_same(&everything(&pg).await, &before);
 }
 
+/// As on a managed service: who may create roles and owns the database, and is no superuser.
+#[tokio::test]
+async fn a_database_owner_installs_and_removes_it() {
+    let pg = TestPostgres::start().await;
+    pg.sql(
+        "CREATE ROLE dba LOGIN CREATEROLE; ALTER DATABASE postgres OWNER TO dba;
+         CREATE SCHEMA own AUTHORIZATION dba; SET ROLE dba;
+         CREATE TABLE own.orders (id int PRIMARY KEY, user_id int NOT NULL); RESET ROLE",
+    )
+    .await;
+    let before = everything(&pg).await;
+    let url = pg.url_as("dba");
+    let said = rowcast_at(&url, &["init"]).await.expect_success();
+    assert!(said.stderr.contains("may not give rowcast_relay the right to replicate"), "{said:?}");
+    rowcast_at(&url, &["track", "own.orders"]).await.expect_success();
+    let said = rowcast_at(&url, &["uninstall", "--yes"]).await.expect_success();
+    assert!(!said.stderr.contains("stays"), "{said:?}");
+    assert_same(&everything(&pg).await, &before);
+}
+
 #[tokio::test]
 async fn roles_that_others_need_stay() {
     let (pg, before) = installed().await;
@@ -115,7 +135,7 @@ async fn roles_that_others_need_stay() {
 
     pg.sql("CREATE DATABASE other").await;
     let url = pg.url_of("other");
-    crate::support::cli::rowcast_at(&url, &["init"]).await.expect_success();
+    rowcast_at(&url, &["init"]).await.expect_success();
     rowcast(&pg, &["init"]).await.expect_success();
     let said = rowcast(&pg, &["uninstall", "--yes"]).await.expect_success();
     assert!(said.stderr.contains("the role rowcast_relay stays: it is used in other"), "{said:?}");
