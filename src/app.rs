@@ -41,8 +41,8 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 /// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
 const FENCE_WAIT: Duration = Duration::from_secs(5);
 
-/// Critical tasks: ingest, HTTP, the slot's guard, alarms. Each fails at most once.
-const CRITICAL_TASKS: usize = 4;
+/// Critical tasks: ingest, HTTP, the slot's guard, alarms, signing keys. Each fails at most once.
+const CRITICAL_TASKS: usize = 5;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -82,7 +82,7 @@ pub struct Running {
 
 /// Starts a relay. It listens when this returns; whether it is ready, `/ready` tells.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let auth = config.auth().context("no jwt_secret is set")?;
+    let auth = config.auth().context("none of jwt_secret, jwt_public_key and jwks_url is set")?;
     let verifier = Verifier::new(auth).context("tokens cannot be checked")?;
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| {
@@ -134,6 +134,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         slot_watch.run(shutdown).await;
         Ok(())
     });
+    running.spawn_keys(failed.clone());
     running.spawn_critical(
         "the alarms",
         failed,
@@ -203,6 +204,14 @@ impl Running {
         let shutdown = self.relay.shutdown.clone().cancelled_owned();
         let server = axum::serve(listener, router).with_graceful_shutdown(shutdown);
         self.spawn_critical("the HTTP server", failed, async move { Ok(server.await?) });
+    }
+
+    fn spawn_keys(&self, failed: mpsc::Sender<anyhow::Error>) {
+        let relay = Arc::clone(&self.relay);
+        self.spawn_critical("the refresh of signing keys", failed, async move {
+            relay.verifier.refresh_keys(&relay.shutdown).await;
+            Ok(())
+        });
     }
 
     /// A task whose failure, panic or untimely end is the relay's.

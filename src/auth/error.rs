@@ -1,6 +1,13 @@
 //! What is wrong with a token, or with the configuration that tokens are checked by.
 
+use std::time::Duration;
+
+use super::jwks::JwksSetupError;
 use super::keys::MIN_SECRET_BYTES;
+use super::public_key::PublicKeyError;
+
+/// When a token that could not be checked may be sent again: the first retries of a fetch take a second.
+const KEYS_RETRY: Duration = Duration::from_secs(2);
 
 /// Why a token is refused. Safe to show to whoever sent it: says nothing of keys or claim values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,10 +20,14 @@ pub enum AuthError {
     TooLong,
     #[error("the token is not a JSON Web Token")]
     Malformed,
-    #[error("the token's algorithm is not accepted here; it must be HS256")]
+    #[error("the token's algorithm is not accepted here: no key of this relay is for it")]
     Algorithm,
     #[error("the token's signature does not match")]
     Signature,
+    #[error("the token's key (`kid`) is not among those of its issuer")]
+    UnknownKey,
+    #[error("the issuer's keys cannot be had at the moment, so this token was not checked; send it again")]
+    KeysUnavailable,
     #[error("the token's `{0}` is not a time in seconds")]
     Time(&'static str),
     #[error("the token has expired; get a new one")]
@@ -40,16 +51,32 @@ impl AuthError {
             AuthError::Missing => "token_missing",
             AuthError::Expired => "token_expired",
             AuthError::NotYetValid => "token_not_yet_valid",
+            AuthError::KeysUnavailable => "keys_unavailable",
             _ => "token_invalid",
         }
+    }
+
+    /// When the same token may be sent again, where nothing is known to be wrong with it.
+    pub fn retry_after(self) -> Option<Duration> {
+        (self == AuthError::KeysUnavailable).then_some(KEYS_RETRY)
     }
 }
 
 /// Why tokens cannot be checked safely with this configuration.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum AuthConfigError {
+    #[error("there is no key to check tokens with; set jwt_secret, jwt_public_key or jwks_url")]
+    NoKey,
     #[error("the secret is {length} bytes long; at least {MIN_SECRET_BYTES} bytes are needed")]
     ShortSecret { length: usize },
+    #[error(
+        "the secret is the text of a key or certificate, and public: whoever knows it could sign tokens; put a public key into jwt_public_key"
+    )]
+    SecretIsKey,
+    #[error("jwt_public_key: {0}")]
+    PublicKey(#[from] PublicKeyError),
+    #[error("jwks_url: {0}")]
+    Jwks(#[from] JwksSetupError),
     #[error(
         "with several issuers every grant must name the issuer, as in user:{{iss}}|{{sub}}:*; `{pattern}` does not"
     )]

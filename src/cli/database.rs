@@ -1,22 +1,14 @@
 //! One short connection for a command, with what the server says along the way shown as it comes.
 
-use std::time::Duration;
-
-use futures_util::StreamExt;
-use futures_util::stream::poll_fn;
 use rowcast::auth::Secret;
 use rowcast::config::Config;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinHandle;
+use rowcast::postgres::{ConnectError, Driver, Target, connect_unpinned};
+use tokio_postgres::Client;
 use tokio_postgres::error::DbError;
-use tokio_postgres::{AsyncMessage, Client, Connection, NoTls};
 
 use super::Settings;
 use super::failure::Failure;
 use super::note;
-
-/// How long a host may take to answer before the next one is tried.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which database a command means.
 #[derive(clap::Args)]
@@ -47,40 +39,32 @@ fn url(config: Config) -> Result<Secret, Failure> {
 
 pub(super) struct Database {
     pub(super) client: Client,
-    connection: JoinHandle<()>,
+    driver: Driver,
 }
 
 impl Database {
+    /// With the role's own `search_path`, so that a table is found by the name that `psql` knows.
     async fn connect(url: &Secret) -> Result<Self, Failure> {
-        let failed = |error| {
-            Failure::caused("cannot connect to the database", &error)
-                .hint("check database_url, and that PostgreSQL runs and lets this role in")
-        };
-        let mut target: tokio_postgres::Config = url.expose().parse().map_err(failed)?;
-        target.application_name("rowcast").connect_timeout(CONNECT_TIMEOUT);
-        let (client, connection) = target.connect(NoTls).await.map_err(failed)?;
-        Ok(Database { client, connection: tokio::spawn(drive(connection)) })
+        let target =
+            Target::parse(url.expose()).map_err(|error| Failure::usage(format!("database_url: {error}")))?;
+        let connecting = connect_unpinned(&target, |notice| note(&text_of(notice)));
+        let (client, driver) = connecting.await.map_err(|error| {
+            let failure = Failure::caused("cannot connect to the database", &error);
+            match error {
+                // They say themselves what to do.
+                ConnectError::Tls { .. } | ConnectError::TlsNeeded(_) | ConnectError::PasswordMissing => {
+                    failure
+                }
+                _ => failure.hint("check database_url, and that PostgreSQL runs and lets this role in"),
+            }
+        })?;
+        Ok(Database { client, driver })
     }
 
     /// Closes the connection, after everything that the server said is shown.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(mut self) {
         drop(self.client);
-        // It only fails if it panicked, and then there is nothing more to show.
-        let _ = self.connection.await;
-    }
-}
-
-/// Runs the connection. Its errors reach the client's own calls, too, so they are not told here.
-async fn drive<S, T>(mut connection: Connection<S, T>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    T: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut messages = poll_fn(move |context| connection.poll_message(context));
-    while let Some(Ok(message)) = messages.next().await {
-        if let AsyncMessage::Notice(notice) = message {
-            note(&text_of(&notice));
-        }
+        self.driver.closed().await;
     }
 }
 

@@ -24,9 +24,9 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<(), Failure> {
     rowcast::app::serve(config).await.map_err(|error| Failure::caused("the relay stopped", error.as_ref()))
 }
 
-/// Without a secret, which only a private PostgreSQL allows, one for development is made and kept.
+/// Without any key, which only a private PostgreSQL allows, one for development is made and kept.
 pub(super) fn ensure_secret(config: &mut Config) -> Result<(), Failure> {
-    if config.jwt_secret.is_some() {
+    if config.has_keys() {
         return Ok(());
     }
     let made = development_secret(&config.data_dir, true);

@@ -53,8 +53,17 @@ impl Config {
         if !embedded && self.database_url.is_none() {
             wrong("database_url", format!("is not set; expected {}", expected("database_url")));
         }
-        if !embedded && self.jwt_secret.is_none() {
-            wrong("jwt_secret", format!("is not set; expected {}", expected("jwt_secret")));
+        if !embedded && !self.has_keys() {
+            let problem = format!(
+                "is not set, and neither is jwt_public_key nor jwks_url; expected one of them, here {}",
+                expected("jwt_secret")
+            );
+            wrong("jwt_secret", problem);
+        }
+        for key in &self.jwt_public_key {
+            if let Err(error) = key.check() {
+                wrong("jwt_public_key", error.to_string());
+            }
         }
     }
 
@@ -67,6 +76,7 @@ impl Config {
             ("ready_lag_time", self.ready_lag_time),
             ("auth_timeout", self.auth_timeout),
             ("fingerprint_interval", self.fingerprint_interval),
+            ("jwks_refresh", self.jwks_refresh),
         ];
         let numbers = [
             ("log_max_size", self.log_max_size),

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::auth::{AdminClaim, AuthConfig, GrantPattern, Secret};
+use crate::auth::{AdminClaim, AuthConfig, GrantPattern, JwksConfig, JwksUrl, PublicKeySource, Secret};
 
 pub use development::{DevelopmentSecretError, development_secret};
 use keys::settings;
@@ -25,6 +25,9 @@ pub use keys::{Key, keys, table};
 pub use mistake::{ConfigError, Mistake};
 pub use setting::{Embedded, LogFormat, parse_duration};
 pub use sources::Sources;
+
+/// The issuer's keys, within the data directory.
+const KEPT_KEYS: &str = "jwks.json";
 
 settings! {
     /// Connection string of the database, with the relay's own role; not needed with `embedded`
@@ -41,6 +44,14 @@ settings! {
     listen: SocketAddr = "127.0.0.1:4000";
     /// HS256 secret that signs tokens; better in the file or the environment than on the command line
     jwt_secret: Option<Secret> = "", "at least 32 bytes, e.g. from `openssl rand -hex 32`";
+    /// Public keys that check tokens (RS256 from 2048 bits, ES256, EdDSA): PEM text, or files that hold it
+    jwt_public_key: Vec<PublicKeySource> = "";
+    /// Where the issuer publishes its public keys (JWKS): https, or http on this machine
+    jwks_url: Option<JwksUrl> = "";
+    /// How often these are fetched; a token with an unknown key also causes it, at most every 30 s
+    jwks_refresh: Duration = "15m";
+    /// PEM file with the certificate authorities to trust for `jwks_url`, instead of the system's
+    jwks_ca_file: Option<PathBuf> = "", "a file";
     /// Accepted issuers (`iss`); with several, every grant must contain `{iss}`
     jwt_issuer: Vec<String> = "";
     /// Accepted audiences (`aud`); a token must be meant for one of them
@@ -144,10 +155,23 @@ impl Config {
         }
     }
 
-    /// How tokens are checked; `None` without a secret, which only [`Purpose::Serve`] demands.
+    /// Whether there is anything to check tokens with.
+    pub fn has_keys(&self) -> bool {
+        self.jwt_secret.is_some() || !self.jwt_public_key.is_empty() || self.jwks_url.is_some()
+    }
+
+    /// How tokens are checked; `None` without any key, which only [`Purpose::Serve`] demands.
     pub fn auth(&self) -> Option<AuthConfig> {
-        Some(AuthConfig {
-            secret: self.jwt_secret.clone()?,
+        let jwks = self.jwks_url.as_ref().map(|url| JwksConfig {
+            url: url.clone(),
+            refresh: self.jwks_refresh,
+            ca_file: self.jwks_ca_file.clone(),
+            kept_in: self.data_dir.join(KEPT_KEYS),
+        });
+        self.has_keys().then(|| AuthConfig {
+            secret: self.jwt_secret.clone(),
+            public_keys: self.jwt_public_key.clone(),
+            jwks,
             issuers: self.jwt_issuer.clone(),
             audiences: self.jwt_audience.clone(),
             leeway: self.jwt_leeway,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::auth::{AdminClaim, GrantPattern, Secret};
+use crate::auth::{AdminClaim, GrantPattern, JwksUrl, PublicKeySource, Secret};
 
 /// A type that a setting can have. An error is what was expected instead.
 pub(super) trait Setting: Sized {
@@ -183,6 +183,26 @@ impl Setting for AdminClaim {
     }
 }
 
+/// Never shown: what is given may be the private half.
+impl Setting for PublicKeySource {
+    const EXPECTED: &'static str = "a public key in PEM, or a file that holds it";
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(PublicKeySource::parse(text))
+    }
+}
+
+impl Setting for JwksUrl {
+    const EXPECTED: &'static str = "a URL such as https://login.example/.well-known/jwks.json";
+    /// It may hold a password, which is a mistake, and then a mistake that is told.
+    const SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        JwksUrl::parse(text).map_err(|error| format!("{} ({error})", Self::EXPECTED))
+    }
+}
+
 impl<S: Setting> Setting for Option<S> {
     const EXPECTED: &'static str = S::EXPECTED;
     const SECRET: bool = S::SECRET;
@@ -198,6 +218,7 @@ impl<S: Setting> Setting for Option<S> {
 
 impl<S: Setting> Setting for Vec<S> {
     const EXPECTED: &'static str = S::EXPECTED;
+    const SECRET: bool = S::SECRET;
     const LIST: bool = true;
 
     fn parse(text: &str) -> Result<Self, String> {

@@ -135,6 +135,48 @@ fn serving_needs_a_database_and_a_secret_unless_embedded() {
 }
 
 #[test]
+fn keys_of_any_kind_will_do_and_none_is_made_up() {
+    let database = ("ROWCAST_DATABASE_URL", URL);
+    let config = load("", &[database, ("ROWCAST_JWKS_URL", "https://login.example/jwks")], &[]).unwrap();
+    let auth = config.auth().unwrap();
+    assert!(auth.secret.is_none() && auth.public_keys.is_empty());
+    let jwks = auth.jwks.unwrap();
+    assert_eq!(jwks.url.as_str(), "https://login.example/jwks");
+    assert_eq!((jwks.refresh, jwks.ca_file), (Duration::from_secs(900), None));
+    assert_eq!(jwks.kept_in, Path::new("./rowcast-data/jwks.json"));
+    let pem = crate::auth::test_signer::Signer::rsa().public_pem;
+    let config = load("", &[database, ("ROWCAST_JWT_PUBLIC_KEY", &pem)], &[]).unwrap();
+    crate::auth::Verifier::new(config.auth().unwrap()).unwrap();
+    // A list in the file: each with several lines.
+    let file = format!("jwt_public_key = [\"\"\"\n{pem}\"\"\", '''{pem}''']");
+    assert_eq!(load(&file, &[database], &[]).unwrap().jwt_public_key.len(), 2);
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_mistakes_and_not_shown() {
+    let private = std::fs::read_to_string("tests/fixtures/keys/throw-away-rsa-private.pem").unwrap();
+    let env = [
+        needed()[0],
+        ("ROWCAST_JWT_SECRET", "-----BEGIN PUBLIC KEY----- hunter2"),
+        ("ROWCAST_JWT_PUBLIC_KEY", private.as_str()),
+        ("ROWCAST_JWKS_URL", "https://me:hunter2@login.example/jwks"),
+        ("ROWCAST_JWKS_REFRESH", "0s"),
+    ];
+    let error = load("", &env, &[]).unwrap_err();
+    let text = error.to_string();
+    for part in ["ROWCAST_JWT_SECRET: the secret is", "holds a private key", "leave it out", "more than zero"]
+    {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+    assert_eq!(error.mistakes().len(), 4, "{text}");
+    assert!(!text.contains("hunter2") && !text.contains("BEGIN"), "{text}");
+    let insecure = load("", &[needed()[0], ("ROWCAST_JWKS_URL", "http://login.example/")], &[]).unwrap_err();
+    assert!(insecure.to_string().contains("use https"), "{insecure}");
+    let missing = load("", &[needed()[0], ("ROWCAST_JWT_PUBLIC_KEY", "/none.pem")], &[]).unwrap_err();
+    assert!(missing.to_string().contains("/none.pem cannot be read"), "{missing}");
+}
+
+#[test]
 fn a_broken_file_is_named_by_line_and_never_quoted() {
     let error = load("slot = \"a\"\njwt_secret = \"hunter2\nlisten = 3", &needed(), &[]).unwrap_err();
     let text = error.to_string();

@@ -1,17 +1,19 @@
 //! Ordinary SQL connections, by tokio-postgres.
 
-use std::error::Error as _;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, ErrorKind::*};
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket, tls::NoTlsStream};
+use tokio_postgres::error::DbError;
+use tokio_postgres::{AsyncMessage, Client, Connection, Socket};
 
 use super::error::{ConnectError, ServerError};
+use super::reach::reach;
 use super::settings::{PinScope, pin_scope, session_options};
 use super::target::{Endpoint, Target};
+use super::tls::{Channel, Connector, Security, TlsError};
 
-type Plain = Connection<Socket, NoTlsStream>;
+type Link = Connection<Socket, Channel<Socket>>;
 
 /// Carries the traffic of one [`Client`]; dropping it ends the connection.
 #[derive(Debug)]
@@ -44,58 +46,70 @@ impl Drop for Driver {
 /// A server that is down, starting or of the wrong kind lets the next one be tried; one that refuses
 /// us for good ends the attempt. Each gets `connect_timeout`. Must run inside a tokio runtime.
 pub async fn connect(target: &Target) -> Result<(Client, Driver), ConnectError> {
-    let mut last = None;
-    for endpoint in target.endpoints() {
-        match attempt(target, endpoint).await {
-            Ok(session) => return Ok(session),
-            Err(error) if error.is_transient() => last = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| ConnectError::Closed { endpoint: target.servers() }))
+    let session = reach(target, |endpoint, security| open(target, endpoint, security)).await?;
+    let Session { client, connection, pins } = session;
+    let task = tokio::spawn(drive(connection, |notice| ServerError::from(notice).trace()));
+    Ok((client, Driver { task, pins }))
 }
 
-async fn attempt(target: &Target, endpoint: &Endpoint) -> Result<(Client, Driver), ConnectError> {
-    let Some(limit) = target.connect_timeout() else { return open(target, endpoint).await };
-    match tokio::time::timeout(limit, open(target, endpoint)).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnectError::TimedOut { endpoint: endpoint.to_string(), after: limit }),
-    }
+/// The same with the role's and the database's own settings, such as its `search_path`: for what a
+/// person runs by hand. What the server remarks is handed to `notice`.
+pub async fn connect_unpinned(
+    target: &Target,
+    notice: impl Fn(&DbError) + Send + 'static,
+) -> Result<(Client, Driver), ConnectError> {
+    let session = reach(target, async |endpoint, security| {
+        let (client, connection) = start(target, &endpoint, &security, target.options()).await?;
+        Ok(Session { client, connection, pins: PinScope::Transaction })
+    });
+    let Session { client, connection, pins } = session.await?;
+    Ok((client, Driver { task: tokio::spawn(drive(connection, notice)), pins }))
 }
 
-async fn open(target: &Target, endpoint: &Endpoint) -> Result<(Client, Driver), ConnectError> {
-    let mut config = target.config(endpoint);
-    config.options(session_options(target.options(), None));
-    let (client, connection, pins) = match start(&config, endpoint).await {
+struct Session {
+    client: Client,
+    connection: Link,
+    pins: PinScope,
+}
+
+async fn open(target: &Target, endpoint: Endpoint, security: Security) -> Result<Session, ConnectError> {
+    let pinned = session_options(target.options(), None);
+    match start(target, &endpoint, &security, Some(&pinned)).await {
         Ok((client, connection)) => {
             let pins = pin_scope(|name| connection.parameter(name));
-            (client, connection, pins)
+            Ok(Session { client, connection, pins })
         }
         Err(error) if error.refuses_options() => {
-            let mut config = target.config(endpoint);
-            if let Some(own) = target.options() {
-                config.options(own);
-            }
-            let (client, connection) = start(&config, endpoint).await?;
-            (client, connection, PinScope::Transaction)
+            let (client, connection) = start(target, &endpoint, &security, target.options()).await?;
+            Ok(Session { client, connection, pins: PinScope::Transaction })
         }
-        Err(error) => return Err(error),
-    };
+        Err(error) => Err(error),
+    }
+}
+
+async fn start(
+    target: &Target,
+    endpoint: &Endpoint,
+    security: &Security,
+    options: Option<&str>,
+) -> Result<(Client, Link), ConnectError> {
+    let mut config = target.config(endpoint, security);
+    if let Some(options) = options {
+        config.options(options);
+    }
+    let connecting = config.connect(Connector(security.clone()));
+    let (client, connection) = connecting.await.map_err(|error| classify(error, endpoint))?;
     target
         .accepts(|name| connection.parameter(name))
         .map_err(|wanted| ConnectError::WrongServer { endpoint: endpoint.to_string(), wanted })?;
-    Ok((client, Driver { task: tokio::spawn(drive(connection)), pins }))
-}
-
-async fn start(config: &Config, endpoint: &Endpoint) -> Result<(Client, Plain), ConnectError> {
-    config.connect(NoTls).await.map_err(|error| classify(error, endpoint))
+    Ok((client, connection))
 }
 
 /// Moves bytes until the connection ends. How it ended is told by the client's own calls.
-async fn drive(mut connection: Plain) {
+async fn drive(mut connection: Link, notice: impl Fn(&DbError)) {
     loop {
         match poll_fn(|context| connection.poll_message(context)).await {
-            Some(Ok(AsyncMessage::Notice(notice))) => ServerError::from(&notice).trace(),
+            Some(Ok(AsyncMessage::Notice(body))) => notice(&body),
             Some(Ok(_)) => {}
             Some(Err(error)) => {
                 tracing::debug!(%error, "SQL connection ended");
@@ -106,23 +120,34 @@ async fn drive(mut connection: Plain) {
     }
 }
 
+/// Sorts what tokio-postgres reports: a TLS error of our own, the server's, the socket's, or a text.
 fn classify(error: tokio_postgres::Error, endpoint: &Endpoint) -> ConnectError {
     if let Some(server) = error.as_db_error() {
         return ConnectError::from_server(server.into());
     }
-    let endpoint = endpoint.to_string();
     if error.is_closed() {
-        return ConnectError::Closed { endpoint };
+        return ConnectError::Closed { endpoint: endpoint.to_string() };
     }
-    let kind = error.source().and_then(|source| source.downcast_ref::<io::Error>()).map(io::Error::kind);
-    match kind {
+    // These two have no mark but their text. A checked target leaves no other "invalid configuration".
+    let text = error.to_string();
+    if text.starts_with("invalid configuration") {
+        return ConnectError::PasswordMissing;
+    }
+    let Some(cause) = error.into_source() else { return ConnectError::Protocol(text.into()) };
+    if cause.to_string() == "server did not use channel binding" {
+        return ConnectError::ChannelBinding { endpoint: endpoint.to_string() };
+    }
+    let cause = match cause.downcast::<TlsError>() {
+        Ok(error) => return ConnectError::tls(endpoint, *error),
+        Err(cause) => cause,
+    };
+    match cause.downcast::<io::Error>() {
+        Ok(error) if TlsError::within(&error).is_some() => ConnectError::broken(endpoint, *error),
         // What tokio-postgres makes of bytes that are not the protocol, or of a failed SCRAM proof.
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Other) => {
-            ConnectError::Protocol(Box::new(error))
+        Ok(error) if matches!(error.kind(), InvalidInput | InvalidData | Other) => {
+            ConnectError::Protocol(error)
         }
-        Some(kind) => ConnectError::Unreachable { endpoint, source: io::Error::new(kind, error) },
-        // "password missing" is the only error of this kind that a checked target leaves possible.
-        None if error.to_string().starts_with("invalid configuration") => ConnectError::PasswordMissing,
-        None => ConnectError::Protocol(Box::new(error)),
+        Ok(error) => ConnectError::broken(endpoint, *error),
+        Err(cause) => ConnectError::Protocol(cause),
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::error::{DbError, SqlState};
 
+use super::target::Endpoint;
+use super::tls::{Security, TlsError};
+
 /// An error or notice as the server worded it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {})", code.code())]
@@ -119,8 +122,16 @@ pub enum ConnectError {
     ServerNotTrusted(io::Error),
     #[error("the database does not exist: {0}")]
     UnknownDatabase(ServerError),
-    #[error("PostgreSQL accepts only TLS connections here, which this version cannot make: {0}")]
+    #[error(
+        "PostgreSQL does not let us in without TLS; use sslmode=require or stricter, or mend pg_hba.conf: {0}"
+    )]
     TlsNeeded(ServerError),
+    #[error("no TLS with PostgreSQL at {endpoint}")]
+    Tls { endpoint: String, source: TlsError },
+    #[error(
+        "channel_binding=require, and PostgreSQL at {endpoint} did not sign us in by SCRAM over TLS with it"
+    )]
+    ChannelBinding { endpoint: String },
     #[error("PostgreSQL has no free connection: {0}")]
     TooManyConnections(ServerError),
     #[error("PostgreSQL is starting up or shutting down: {0}")]
@@ -146,12 +157,14 @@ impl ConnectError {
             | ConnectError::NotAccepting(_)
             | ConnectError::WrongServer { .. } => true,
             ConnectError::Server(error) => error.is_transient(),
+            ConnectError::Tls { source, .. } => source.is_transient(),
             ConnectError::PasswordMissing
             | ConnectError::Credentials(_)
             | ConnectError::Method(_)
             | ConnectError::ServerNotTrusted(_)
             | ConnectError::UnknownDatabase(_)
             | ConnectError::TlsNeeded(_)
+            | ConnectError::ChannelBinding { .. }
             | ConnectError::NotPermitted(_)
             | ConnectError::Protocol(_) => false,
         }
@@ -170,6 +183,37 @@ impl ConnectError {
             "57P01" | "57P02" | "57P03" => ConnectError::NotAccepting(error),
             "42501" => ConnectError::NotPermitted(error),
             _ => ConnectError::Server(error),
+        }
+    }
+
+    pub(crate) fn tls(endpoint: &Endpoint, source: TlsError) -> Self {
+        ConnectError::Tls { endpoint: endpoint.to_string(), source }
+    }
+
+    /// A broken connection; within TLS the reason may be a refusal in its own words.
+    pub(crate) fn broken(endpoint: &Endpoint, error: io::Error) -> Self {
+        match TlsError::within(&error) {
+            Some(reason) => ConnectError::tls(endpoint, reason),
+            None => ConnectError::Unreachable { endpoint: endpoint.to_string(), source: error },
+        }
+    }
+
+    /// Whether the server, or its `pg_hba.conf`, wants it encrypted, or wants it not encrypted.
+    pub(super) fn refuses_encryption(&self) -> bool {
+        match self {
+            ConnectError::TlsNeeded(_) => true,
+            ConnectError::Credentials(error) => error.code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            ConnectError::Tls { source: TlsError::NotOffered, .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the server may take a connection that is encrypted otherwise, where sslmode allows that.
+    /// Never after the server's certificate failed a check.
+    pub(super) fn suggests_other_encryption(&self, tried: &Security) -> bool {
+        match self {
+            ConnectError::Tls { source, .. } => !tried.is_plain() && source.is_incompatible(),
+            _ => self.refuses_encryption(),
         }
     }
 

@@ -10,17 +10,22 @@ mod conninfo;
 mod database;
 mod error;
 mod passfile;
+mod reach;
 mod settings;
 pub mod tables;
 mod target;
+mod tls;
 pub mod types;
 
-pub use connect::{Driver, connect};
+pub use connect::{Driver, connect, connect_unpinned};
 pub use database::Database;
 pub use error::{ConnectError, ServerError};
 pub use settings::{PinScope, SET_LOCAL};
 pub use target::{Target, TargetError};
+pub use tls::TlsError;
 
 pub(crate) use error::Severity;
+pub(crate) use reach::reach;
 pub(crate) use settings::{REPLICATION_PINS, session_options};
 pub(crate) use target::{Endpoint, Host};
+pub(crate) use tls::{Channel, ChannelBinding, Security};

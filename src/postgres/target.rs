@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_postgres::Config;
+use tokio_postgres::config::{self, SslMode, SslNegotiation};
 
 use super::conninfo::{self, Pairs};
 use super::passfile::{self, Wanted};
+use super::tls::{ChannelBinding, Security, TlsSettings};
 
 /// Longest wait for one server to answer, unless `connect_timeout` says otherwise.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,7 +23,7 @@ const DEFAULT_APPLICATION_NAME: &str = "rowcast";
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// Each keyword that libpq also takes from the environment.
-const ENVIRONMENT: [(&str, &str); 14] = [
+const ENVIRONMENT: [(&str, &str); 25] = [
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
     ("port", "PGPORT"),
@@ -32,25 +34,27 @@ const ENVIRONMENT: [(&str, &str); 14] = [
     ("options", "PGOPTIONS"),
     ("application_name", "PGAPPNAME"),
     ("sslmode", "PGSSLMODE"),
+    ("sslnegotiation", "PGSSLNEGOTIATION"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslsni", "PGSSLSNI"),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("gssencmode", "PGGSSENCMODE"),
+    ("channel_binding", "PGCHANNELBINDING"),
     ("connect_timeout", "PGCONNECT_TIMEOUT"),
     ("target_session_attrs", "PGTARGETSESSIONATTRS"),
-    ("channel_binding", "PGCHANNELBINDING"),
     ("load_balance_hosts", "PGLOADBALANCEHOSTS"),
 ];
 
-/// Keywords of libpq that change nothing on a connection without TLS and Kerberos.
-const WITHOUT_EFFECT: [&str; 16] = [
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
+/// Keywords of libpq that change nothing here: no Kerberos, no compression, and no key with a password.
+const WITHOUT_EFFECT: [&str; 7] = [
     "sslpassword",
-    "sslcertmode",
-    "sslcrl",
-    "sslcrldir",
-    "sslsni",
     "sslcompression",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
     "krbsrvname",
     "gsslib",
     "gssdelegation",
@@ -67,10 +71,8 @@ pub enum TargetError {
     Unknown(String),
     #[error("`{keyword}`: expected {expected}")]
     Value { keyword: &'static str, expected: &'static str },
-    #[error(
-        "`{0}` asks for TLS, which this version cannot do; use sslmode=disable or prefer on a trusted network"
-    )]
-    TlsUnsupported(String),
+    #[error("`{what}` {why}")]
+    Tls { what: &'static str, why: &'static str },
     #[error("{hosts} hosts but {others} values of `{keyword}`")]
     Count { keyword: &'static str, hosts: usize, others: usize },
     #[error("no user is named and the operating system's user has no name; set `user` or PGUSER")]
@@ -88,6 +90,7 @@ pub struct Target {
     connect_timeout: Option<Duration>,
     session: SessionAttrs,
     random_order: bool,
+    tls: TlsSettings,
     /// What is common to all endpoints, without hosts and passwords.
     base: Config,
 }
@@ -135,16 +138,15 @@ impl Target {
                 pairs.insert(keyword.to_owned(), value);
             }
         }
-        refuse_tls(&mut pairs)?;
+        let home = environment("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        let tls = TlsSettings::take(&mut pairs, home.as_deref())?;
         WITHOUT_EFFECT.iter().for_each(|keyword| drop(pairs.remove(*keyword)));
 
         let user = pairs.remove("user").or_else(os_user).ok_or(TargetError::NoUser)?;
         let dbname = pairs.remove("dbname").unwrap_or_else(|| user.clone());
         let password = pairs.remove("password");
-        let passfile = pairs.remove("passfile").map(PathBuf::from).or_else(|| {
-            let home = environment("HOME").filter(|home| !home.is_empty())?;
-            Some(Path::new(&home).join(".pgpass"))
-        });
+        let passfile = pairs.remove("passfile").map(PathBuf::from);
+        let passfile = passfile.or_else(|| Some(home?.join(".pgpass")));
         let mut endpoints = endpoints(&mut pairs)?;
         give_passwords(&mut endpoints, password, passfile.as_deref(), &user, &dbname);
         let session = SessionAttrs::parse(pairs.remove("target_session_attrs").as_deref())?;
@@ -162,6 +164,7 @@ impl Target {
             connect_timeout,
             session,
             random_order,
+            tls,
             base,
         })
     }
@@ -211,9 +214,27 @@ impl Target {
         endpoints
     }
 
+    pub(super) fn tls(&self) -> &TlsSettings {
+        &self.tls
+    }
+
+    /// Whether signing in must be tied to the TLS session.
+    pub(crate) fn channel_binding(&self) -> ChannelBinding {
+        self.tls.binding()
+    }
+
     /// tokio-postgres' configuration for one endpoint, but for its `options`.
-    pub(super) fn config(&self, endpoint: &Endpoint) -> Config {
+    pub(super) fn config(&self, endpoint: &Endpoint, security: &Security) -> Config {
         let mut config = self.base.clone();
+        if !security.is_plain() {
+            // Nothing is left to it: our connector asks for TLS, and knows whether it may do without.
+            config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        }
+        config.channel_binding(match self.channel_binding() {
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+            ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Require => config::ChannelBinding::Require,
+        });
         config.user(&self.user).dbname(&self.dbname).application_name(&self.application_name);
         config.port(endpoint.port);
         match &endpoint.host {
@@ -299,25 +320,6 @@ impl SessionAttrs {
             }
         })
     }
-}
-
-/// The place for TLS: here its settings become part of the target; [`super::connect()`] and the
-/// replication client's socket would then carry it out. Until they can, `prefer` and `allow` mean a
-/// plain connection, and whatever insists on TLS is refused rather than weakened.
-fn refuse_tls(pairs: &mut Pairs) -> Result<(), TargetError> {
-    for (keyword, harmless) in [
-        ("sslmode", &["disable", "allow", "prefer"][..]),
-        ("sslnegotiation", &["postgres"]),
-        ("gssencmode", &["disable", "prefer"]),
-        ("channel_binding", &["disable", "prefer"]),
-    ] {
-        if let Some(value) = pairs.remove(keyword)
-            && !harmless.contains(&value.as_str())
-        {
-            return Err(TargetError::TlsUnsupported(format!("{keyword}={value}")));
-        }
-    }
-    Ok(())
 }
 
 fn endpoints(pairs: &mut Pairs) -> Result<Vec<Endpoint>, TargetError> {
@@ -432,7 +434,7 @@ fn base_config(mut pairs: Pairs) -> Result<Config, TargetError> {
     }
     let mut config: Config =
         words.parse().map_err(|_| TargetError::Syntax { why: "a TCP setting is out of range" })?;
-    config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+    config.ssl_mode(SslMode::Disable);
     Ok(config)
 }
 

@@ -77,8 +77,9 @@ impl SyncAnswer {
     pub fn to_json(&self) -> Bytes {
         let numbers_as_strings = self.head.numbers_as_strings;
         let tables = self.changes.iter().map(|(table, entries)| {
-            let write =
-                move |entry: &Entry, out: &mut Vec<u8>| drop(entry.write_members(numbers_as_strings, out));
+            let write = move |entry: &Entry, out: &mut Vec<u8>| {
+                entry.write_members(numbers_as_strings, out);
+            };
             (&**table, entries.iter(), write)
         });
         to_json(&self.head, &self.tail, size(&self.changes), tables)

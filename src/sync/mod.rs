@@ -100,7 +100,7 @@ pub async fn answer(
 #[derive(Debug)]
 pub enum Lines {
     /// Call [`SyncStream::next_lines`] where blocking is allowed.
-    Log(SyncStream),
+    Log(Box<SyncStream>),
     Full(FullStream),
 }
 
@@ -120,7 +120,7 @@ pub async fn stream(
     let opened =
         tokio::task::spawn_blocking(move || SyncStream::open(reading.0, &reading.1, &reading.2)).await?;
     match opened {
-        Ok(stream) => Ok(Lines::Log(stream)),
+        Ok(stream) => Ok(Lines::Log(Box::new(stream))),
         Err(SyncError::FullRequired(_)) => {
             let token = full.begin(feed, &identity, request)?;
             Ok(Lines::Full(full.lines(&identity, token).await?))

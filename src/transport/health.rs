@@ -58,6 +58,7 @@ enum NotReady {
     NoLog,
     LagBytes,
     LagTime,
+    KeysUnavailable,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +103,8 @@ fn look(relay: &Relay) -> Readiness {
         Some(NotReady::LagBytes)
     } else if u128::from(lag_micros.unsigned_abs()) > limits.ready_lag_time.as_micros() {
         Some(NotReady::LagTime)
+    } else if !relay.verifier.keys_available() {
+        Some(NotReady::KeysUnavailable)
     } else {
         None
     };

@@ -23,7 +23,7 @@ impl FromRequestParts<Arc<Relay>> for Authenticated {
         let query = parts.uri.query().filter(|_| relay.limits.url_token);
         let token = token(&parts.headers, query)?.ok_or(AuthError::Missing)?;
         let now = PgTimestamp::now().unix_micros().div_euclid(1_000_000);
-        Ok(Authenticated(relay.verifier.verify(token, now)?))
+        Ok(Authenticated(relay.verifier.verify_refreshing(token, now).await?))
     }
 }
 

@@ -102,6 +102,9 @@ fn describe() {
         "rowcast_ingest_failures_total",
         "ends of the replication stream that were not asked for"
     );
+    describe_counter!("rowcast_jwks_fetches_total", "fetches of jwks_url, by outcome: ok, failed");
+    describe_gauge!("rowcast_jwks_keys", "keys of jwks_url that tokens are checked with");
+    describe_gauge!("rowcast_jwks_failing", "1 while fetches of jwks_url fail");
     describe_counter!("rowcast_new_epochs_total", "logs begun anew because history was lost");
     describe_counter!("rowcast_http_requests_total", "answered requests by route, method and status");
     describe_histogram!(

@@ -76,6 +76,9 @@ impl From<SyncError> for ProblemResponse {
 impl From<AuthError> for ProblemResponse {
     fn from(error: AuthError) -> Self {
         let detail = error.to_string();
+        if let Some(retry_after) = error.retry_after() {
+            return ProblemResponse::unavailable(error.code(), detail, retry_after);
+        }
         // RFC 6750, section 3.1: no error where the request carried no token at all. None of the texts
         // holds a quote.
         let challenge = match error {
@@ -119,6 +122,14 @@ mod tests {
         let missing = ProblemResponse::from(AuthError::Missing).into_response();
         assert_eq!(missing.headers()["www-authenticate"], "Bearer");
         assert_eq!(missing.headers()["content-type"], "application/problem+json");
+    }
+
+    #[test]
+    fn a_token_that_could_not_be_checked_is_not_refused() {
+        let response = ProblemResponse::from(AuthError::KeysUnavailable).into_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert!(!response.headers().contains_key("www-authenticate"));
     }
 
     #[test]

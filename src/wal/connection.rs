@@ -9,7 +9,7 @@ use tokio_postgres::fallible_iterator::FallibleIterator as _;
 use super::error::{During, WalError};
 use super::startup::{self, Session};
 use super::wire::{Packet, Wire};
-use crate::postgres::{ConnectError, Endpoint, ServerError, Target};
+use crate::postgres::{ConnectError, Endpoint, Security, ServerError, Target, reach};
 
 /// A walsender session in logical mode (`replication=database`).
 ///
@@ -21,6 +21,7 @@ pub struct ReplicationConnection {
     session: Session,
     target: Target,
     endpoint: Endpoint,
+    security: Security,
     /// The answer of a command is still due.
     busy: bool,
 }
@@ -32,34 +33,19 @@ impl ReplicationConnection {
     /// Opens a replication session, trying the target's servers in turn: one that is down, starting or
     /// of the wrong kind lets the next one be tried. Cancel-safe: dropping it leaves nothing behind.
     pub async fn connect(target: &Target) -> Result<Self, ConnectError> {
-        let mut last = None;
-        for endpoint in target.endpoints() {
-            match Self::attempt(target, endpoint).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) if error.is_transient() => last = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| ConnectError::Closed { endpoint: target.servers() }))
-    }
-
-    async fn attempt(target: &Target, endpoint: &Endpoint) -> Result<Self, ConnectError> {
-        let open = async {
-            let mut wire = Wire::open(endpoint, target.keepalives()).await?;
-            let session = startup::start(&mut wire, target, endpoint).await?;
+        reach(target, async |endpoint, security| {
+            let mut wire = Wire::open(&endpoint, &security, target.keepalives()).await?;
+            let session = startup::start(&mut wire, target, &endpoint).await?;
             Ok(ReplicationConnection {
                 wire,
                 session,
                 target: target.clone(),
-                endpoint: endpoint.clone(),
+                endpoint,
+                security,
                 busy: false,
             })
-        };
-        let Some(limit) = target.connect_timeout() else { return open.await };
-        match tokio::time::timeout(limit, open).await {
-            Ok(result) => result,
-            Err(_) => Err(ConnectError::TimedOut { endpoint: endpoint.to_string(), after: limit }),
-        }
+        })
+        .await
     }
 
     /// A setting that the server reports, such as `server_version` or `in_hot_standby`.
@@ -146,7 +132,7 @@ impl ReplicationConnection {
     /// Asks the server, over a connection of its own, to cancel what this session is doing.
     pub(super) async fn request_cancel(&self) -> Result<(), ConnectError> {
         let request = async {
-            let mut wire = Wire::open(&self.endpoint, false).await?;
+            let mut wire = Wire::open(&self.endpoint, &self.security, false).await?;
             frontend::cancel_request(self.session.backend_pid, self.session.secret_key, &mut wire.output);
             wire.shutdown().await.map_err(|source| {
                 let endpoint = self.endpoint.to_string();

@@ -11,7 +11,9 @@ use tokio_postgres::fallible_iterator::FallibleIterator as _;
 
 use super::error::WalError;
 use super::wire::{Packet, Wire};
-use crate::postgres::{ConnectError, Endpoint, REPLICATION_PINS, ServerError, Target, session_options};
+use crate::postgres::{
+    ChannelBinding, ConnectError, Endpoint, REPLICATION_PINS, ServerError, Target, session_options,
+};
 
 /// What the server told about a new session.
 #[derive(Debug, Default)]
@@ -68,9 +70,7 @@ impl Startup<'_> {
     async fn next(&mut self) -> Result<Message, ConnectError> {
         loop {
             let packet = self.wire.next().await.map_err(|error| match error {
-                WalError::Lost(Some(source)) => {
-                    ConnectError::Unreachable { endpoint: self.endpoint.to_string(), source }
-                }
+                WalError::Lost(Some(source)) => ConnectError::broken(self.endpoint, source),
                 WalError::Lost(None) => ConnectError::Closed { endpoint: self.endpoint.to_string() },
                 other => protocol(other),
             })?;
@@ -90,7 +90,12 @@ impl Startup<'_> {
     }
 
     async fn authenticate(&mut self) -> Result<(), ConnectError> {
-        match self.next().await? {
+        let request = self.next().await?;
+        // Before a password is sent: a server that asks for less may not be ours.
+        if !matches!(request, Message::AuthenticationSasl(_)) {
+            self.may_do_without_binding()?;
+        }
+        match request {
             Message::AuthenticationOk => return Ok(()),
             Message::AuthenticationCleartextPassword => {
                 let password = self.password()?;
@@ -122,15 +127,48 @@ impl Startup<'_> {
         frontend::password_message(password, &mut self.wire.output).map_err(protocol)
     }
 
-    /// SCRAM-SHA-256 without channel binding, which needs TLS. Both sides prove that they know the password.
-    async fn scram(&mut self, body: &AuthenticationSaslBody) -> Result<(), ConnectError> {
-        let offered = body.mechanisms().any(|mechanism| Ok(mechanism == sasl::SCRAM_SHA_256));
-        if !offered.map_err(protocol)? {
-            return Err(ConnectError::Method("a SASL mechanism other than SCRAM-SHA-256"));
+    fn may_do_without_binding(&self) -> Result<(), ConnectError> {
+        match self.target.channel_binding() {
+            ChannelBinding::Require => {
+                Err(ConnectError::ChannelBinding { endpoint: self.endpoint.to_string() })
+            }
+            ChannelBinding::Disable | ChannelBinding::Prefer => Ok(()),
         }
-        let binding = sasl::ChannelBinding::unsupported();
+    }
+
+    /// The SCRAM mechanism for this connection, and what it is bound to.
+    ///
+    /// Where we could bind and the server does not offer it, we say so (`y`): a server that did offer
+    /// it then knows that someone took the offer out, and refuses.
+    fn mechanism(
+        &self,
+        body: &AuthenticationSaslBody,
+    ) -> Result<(&'static str, sasl::ChannelBinding), ConnectError> {
+        let offers = |name| body.mechanisms().any(|mechanism| Ok(mechanism == name)).map_err(protocol);
+        let (plus, plain) = (offers(sasl::SCRAM_SHA_256_PLUS)?, offers(sasl::SCRAM_SHA_256)?);
+        let wanted = self.target.channel_binding() != ChannelBinding::Disable;
+        match self.wire.end_point().filter(|_| wanted) {
+            Some(end_point) if plus => {
+                let binding = sasl::ChannelBinding::tls_server_end_point(end_point.to_vec());
+                Ok((sasl::SCRAM_SHA_256_PLUS, binding))
+            }
+            end_point if plain => {
+                self.may_do_without_binding()?;
+                let binding = match end_point {
+                    Some(_) => sasl::ChannelBinding::unrequested(),
+                    None => sasl::ChannelBinding::unsupported(),
+                };
+                Ok((sasl::SCRAM_SHA_256, binding))
+            }
+            _ => Err(ConnectError::Method("a SASL mechanism other than SCRAM-SHA-256")),
+        }
+    }
+
+    /// SCRAM: both sides prove that they know the password.
+    async fn scram(&mut self, body: &AuthenticationSaslBody) -> Result<(), ConnectError> {
+        let (mechanism, binding) = self.mechanism(body)?;
         let mut scram = sasl::ScramSha256::new(self.password()?.as_bytes(), binding);
-        frontend::sasl_initial_response(sasl::SCRAM_SHA_256, scram.message(), &mut self.wire.output)
+        frontend::sasl_initial_response(mechanism, scram.message(), &mut self.wire.output)
             .map_err(protocol)?;
         let Message::AuthenticationSaslContinue(body) = self.next().await? else {
             return Err(protocol("expected SASL to continue"));

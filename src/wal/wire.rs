@@ -9,10 +9,10 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::backend::{self, Message};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpSocket, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::error::WalError;
-use crate::postgres::{ConnectError, Endpoint, Host};
+use crate::postgres::{Channel, ConnectError, Endpoint, Host, Security};
 
 /// Size of a receive buffer: large enough that a busy stream needs few reads, small enough that a
 /// kept body pins little.
@@ -35,6 +35,10 @@ pub(super) struct Wire {
     writer: Writer,
     input: BytesMut,
     pub(super) output: BytesMut,
+    /// TLS may hold back what it took of `output`.
+    unflushed: bool,
+    /// What ties SCRAM to this connection, within TLS.
+    end_point: Option<Vec<u8>>,
     /// A failed write. Reading goes on: the server's reason may still be on its way.
     broken: Option<io::Error>,
     largest: usize,
@@ -55,27 +59,54 @@ pub(super) enum Packet {
 }
 
 impl Wire {
-    /// Opens the socket. A later version's TLS handshake belongs here, before the halves are split.
-    pub(super) async fn open(endpoint: &Endpoint, keepalives: bool) -> Result<Wire, ConnectError> {
-        let halves: io::Result<(Reader, Writer)> = match &endpoint.host {
+    /// Opens the socket, and TLS on it.
+    pub(super) async fn open(
+        endpoint: &Endpoint,
+        security: &Security,
+        keepalives: bool,
+    ) -> Result<Wire, ConnectError> {
+        let unreachable = |source| ConnectError::Unreachable { endpoint: endpoint.to_string(), source };
+        let (name, address) = match &endpoint.host {
             Host::Unix(directory) => {
                 let path = directory.join(format!(".s.PGSQL.{}", endpoint.port));
-                UnixStream::connect(path).await.map(|stream| {
-                    let (reader, writer) = stream.into_split();
-                    (Box::new(reader) as Reader, Box::new(writer) as Writer)
-                })
+                let (reader, writer) = UnixStream::connect(path).await.map_err(unreachable)?.into_split();
+                return Ok(Wire::new(Box::new(reader), Box::new(writer)));
             }
-            Host::Tcp(name, address) => open_tcp(name, *address, endpoint.port, keepalives).await,
+            Host::Tcp(name, address) => (name, *address),
         };
-        match halves {
-            Ok((reader, writer)) => Ok(Wire::new(reader, writer)),
-            Err(source) => Err(ConnectError::Unreachable { endpoint: endpoint.to_string(), source }),
-        }
+        let socket = open_tcp(name, address, endpoint.port, keepalives).await.map_err(unreachable)?;
+        let channel = security.secure(socket).await.map_err(|error| ConnectError::tls(endpoint, error))?;
+        let end_point = channel.end_point();
+        let wire = match channel {
+            // Halves of a bare socket need no lock.
+            Channel::Plain(socket) => {
+                let (reader, writer) = socket.into_split();
+                Wire::new(Box::new(reader), Box::new(writer))
+            }
+            Channel::Tls(stream) => {
+                let (reader, writer) = tokio::io::split(stream);
+                Wire::new(Box::new(reader), Box::new(writer))
+            }
+        };
+        Ok(Wire { end_point, ..wire })
     }
 
     pub(super) fn new(reader: Reader, writer: Writer) -> Wire {
-        let (input, output) = (BytesMut::with_capacity(CHUNK), BytesMut::new());
-        Wire { reader, writer, input, output, broken: None, largest: LARGEST_AT_STARTUP }
+        Wire {
+            reader,
+            writer,
+            input: BytesMut::with_capacity(CHUNK),
+            output: BytesMut::new(),
+            unflushed: false,
+            end_point: None,
+            broken: None,
+            largest: LARGEST_AT_STARTUP,
+        }
+    }
+
+    /// The `tls-server-end-point` of this connection, if it has one.
+    pub(super) fn end_point(&self) -> Option<&[u8]> {
+        self.end_point.as_deref()
     }
 
     /// The peer has proven to be our server: long messages are welcome from here on.
@@ -142,18 +173,18 @@ impl Wire {
     pub(super) async fn exchange(&mut self) -> Result<(), WalError> {
         self.make_room()?;
         loop {
-            let Wire { reader, writer, input, output, .. } = self;
-            let written = tokio::select! {
+            let Wire { reader, writer, input, output, unflushed, .. } = self;
+            let sent = tokio::select! {
                 biased;
-                written = writer.write_buf(output), if !output.is_empty() => written,
+                sent = send(writer, output), if !output.is_empty() || *unflushed => sent,
                 read = reader.read_buf(input) => return match read {
                     Ok(0) => Err(WalError::Lost(self.broken.take())),
                     Ok(_) => Ok(()),
                     Err(error) => Err(WalError::Lost(Some(self.broken.take().unwrap_or(error)))),
                 },
             };
-            self.note_write(written);
-            if self.output.is_empty() {
+            self.note(sent);
+            if self.output.is_empty() && !self.unflushed {
                 return Ok(());
             }
         }
@@ -161,24 +192,26 @@ impl Wire {
 
     /// Sends what the socket takes at once, without waiting for it.
     pub(super) async fn push(&mut self) {
-        while !self.output.is_empty() {
-            let written = tokio::select! {
+        while !self.output.is_empty() || self.unflushed {
+            let sent = tokio::select! {
                 biased;
-                written = self.writer.write_buf(&mut self.output) => written,
+                sent = send(&mut self.writer, &mut self.output) => sent,
                 () = std::future::ready(()) => return,
             };
-            self.note_write(written);
+            self.note(sent);
         }
     }
 
-    fn note_write(&mut self, written: io::Result<usize>) {
-        let error = match written {
-            Ok(0) => io::ErrorKind::WriteZero.into(),
-            Ok(_) => return,
-            Err(error) => error,
-        };
-        self.output.clear();
-        self.broken.get_or_insert(error);
+    fn note(&mut self, sent: io::Result<Sent>) {
+        match sent {
+            Ok(Sent::Some) => self.unflushed = true,
+            Ok(Sent::All) => self.unflushed = false,
+            Err(error) => {
+                self.output.clear();
+                self.unflushed = false;
+                self.broken.get_or_insert(error);
+            }
+        }
     }
 
     /// Room for the rest of the message under way, or for a good read.
@@ -206,12 +239,30 @@ impl Wire {
     }
 }
 
+/// What a step of sending came to.
+enum Sent {
+    Some,
+    /// And the writer holds nothing back.
+    All,
+}
+
+/// Hands over some of the output, or flushes when there is none. Cancel-safe: state is in the two.
+async fn send(writer: &mut Writer, output: &mut BytesMut) -> io::Result<Sent> {
+    if output.is_empty() {
+        return writer.flush().await.map(|()| Sent::All);
+    }
+    match writer.write_buf(output).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        _ => Ok(Sent::Some),
+    }
+}
+
 async fn open_tcp(
     name: &str,
     address: Option<std::net::IpAddr>,
     port: u16,
     keepalives: bool,
-) -> io::Result<(Reader, Writer)> {
+) -> io::Result<TcpStream> {
     let addresses = match address {
         Some(address) => vec![(address, port).into()],
         None => tokio::net::lookup_host((name, port)).await?.collect(),
@@ -225,10 +276,7 @@ async fn open_tcp(
         socket.set_nodelay(true)?;
         socket.set_keepalive(keepalives)?;
         match socket.connect(address).await {
-            Ok(stream) => {
-                let (reader, writer) = stream.into_split();
-                return Ok((Box::new(reader), Box::new(writer)));
-            }
+            Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }

@@ -82,6 +82,25 @@ async fn what_is_half_written_is_kept_while_reading_goes_on() {
 }
 
 #[tokio::test]
+async fn what_the_writer_holds_back_is_flushed() {
+    let (ours, mut peer) = duplex(1024);
+    let (reader, writer) = split(ours);
+    let mut wire = Wire::new(Box::new(reader), Box::new(tokio::io::BufWriter::new(writer)));
+    let mut arrived = async || {
+        let mut received = [0; 5];
+        let read = peer.read_exact(&mut received);
+        tokio::time::timeout(std::time::Duration::from_secs(10), read).await.unwrap().unwrap();
+        received
+    };
+    wire.output.put_slice(b"first");
+    wire.push().await;
+    assert_eq!(&arrived().await, b"first");
+    wire.output.put_slice(b"again");
+    wire.exchange().await.unwrap();
+    assert_eq!(&arrived().await, b"again");
+}
+
+#[tokio::test]
 async fn lengths_that_cannot_be_are_refused_before_any_allocation() {
     for (header, trusted) in
         [(&b"d\xff\xff\xff\xff"[..], true), (b"d\x7f\xff\xff\xff", true), (b"R\0\x10\0\0", false)]

@@ -122,7 +122,7 @@ async fn a_relay_without_its_database_is_alive_and_not_ready() {
     // What the log holds is still served.
     let user = relay.http_as("42");
     let answer = user.post(SYNC, &json!({"device_id": "d", "topics": ["user:42:*"]})).await;
-    assert_problem(&answer, 409, "full_sync_required");
+    assert_problem(&answer, 503, "unavailable");
     pg.start_again().await;
     relay.wait_ready().await;
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Wishes;
 use super::outgoing::Outgoing;
-use super::protocol::{Answer, Closing, Request, spread};
+use super::protocol::{Answer, Closing, Request, spread, spread_after};
 use super::session::{Session, Step};
 use crate::auth::{AuthError, Identity};
 use crate::hub::timestamp;
@@ -86,7 +86,7 @@ impl Driver {
         wishes: Wishes,
     ) -> Result<Never, Closing> {
         let identity = match token {
-            Ok(Some(token)) => self.verify(&token)?,
+            Ok(Some(token)) => self.verify(&token).await?,
             Ok(None) => self.await_token().await?,
             Err(error) => return Err(self.refuse(error)),
         };
@@ -253,17 +253,24 @@ impl Driver {
         self.out.push(answer.to_json().into());
     }
 
-    fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
+    async fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
         let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        match self.relay.verifier.verify(token, now) {
+        match self.relay.verifier.verify_refreshing(token, now).await {
             Ok(identity) => Ok(identity),
             Err(error) => Err(self.refuse(error)),
         }
     }
 
     fn refuse(&mut self, error: AuthError) -> Closing {
-        self.fail(error.code(), error.to_string());
-        Closing::Token(error.code())
+        let Some(retry_after) = error.retry_after() else {
+            self.fail(error.code(), error.to_string());
+            return Closing::Token(error.code());
+        };
+        // Nothing is known to be wrong with the token: the device comes back with the same one.
+        let retry_after_ms = spread_after(retry_after);
+        self.out
+            .push(Answer::not_now(None, error.code(), error.to_string(), retry_after_ms).to_json().into());
+        Closing::Restart { retry_after_ms }
     }
 
     /// A socket without a token has a little time to send one, and nothing else.
@@ -285,7 +292,7 @@ impl Driver {
                 return Err(Closing::Token("token_missing"));
             }
             match serde_json::from_str(&text) {
-                Ok(Request::Auth { token }) => return self.verify(&token),
+                Ok(Request::Auth { token }) => return self.verify(&token).await,
                 _ => {
                     self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
                     return Err(Closing::Token("token_missing"));

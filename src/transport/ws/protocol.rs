@@ -1,6 +1,8 @@
 //! The messages of protocol 1, as docs/PROTOCOL.md lists them: what devices send, and the small
 //! frames that answer. Changes are encoded by the hub.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -103,7 +105,18 @@ pub(super) enum Answer<'a> {
     },
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    /// What may succeed when it is sent again.
+    pub(super) fn not_now(
+        r#ref: Option<&'a Value>,
+        code: &'static str,
+        message: String,
+        retry_after_ms: u64,
+    ) -> Self {
+        let retry_after_ms = Some(retry_after_ms);
+        Answer::Error { r#ref, code, message, retryable: true, retry_after_ms, topic: None }
+    }
+
     pub(super) fn to_json(&self) -> String {
         // Strings, numbers and maps with string keys always serialize.
         serde_json::to_string(self).unwrap_or_default()
@@ -118,7 +131,7 @@ pub(super) enum Closing {
     NotGranted(&'static str),
     Idle,
     TooMany(&'static str),
-    /// The relay restarts, or its log begins anew: come back.
+    /// The relay restarts, its log begins anew, or it cannot check tokens at the moment: come back.
     Restart {
         retry_after_ms: u64,
     },
@@ -156,6 +169,12 @@ impl Closing {
 /// Spread, so that a herd of devices does not come back at once.
 pub(super) fn spread(least: u64, most: u64) -> u64 {
     rand::random_range(least..=most)
+}
+
+/// The same from a pause on, up to twice as long.
+pub(super) fn spread_after(pause: Duration) -> u64 {
+    let least = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    spread(least, least.saturating_mul(2))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::protocol::{Answer, Closing, Envelope, KINDS, Request};
+use super::protocol::{Answer, Closing, Envelope, KINDS, Request, spread_after};
 use super::session::{Replay, SYNC_SPREAD_MS, Session};
 use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
 use crate::change::Reason;
@@ -78,7 +78,7 @@ impl Session {
                     Answer::Pong { r#ref: r#ref.as_ref(), timestamp, cursor: self.cursor() }.to_json().into(),
                 );
             }
-            Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out),
+            Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out).await,
             // The registry of devices, which keeps acknowledged cursors, comes with a later release.
             Request::Ack {} => {}
         }
@@ -286,10 +286,24 @@ impl Session {
     }
 
     /// A new token for the same user; what it no longer grants ends.
-    fn renew(&mut self, r#ref: Option<&Value>, token: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
+    async fn renew(
+        &mut self,
+        r#ref: Option<&Value>,
+        token: &str,
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), Closing> {
         let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity =
-            self.relay.verifier.verify(token, now).map_err(|error| Closing::Token(error.code()))?;
+        let identity = match self.relay.verifier.verify_refreshing(token, now).await {
+            Ok(identity) => identity,
+            Err(error) => {
+                let Some(retry_after) = error.retry_after() else { return Err(Closing::Token(error.code())) };
+                // The session's own token is as good as before.
+                let message = error.to_string();
+                let answer = Answer::not_now(r#ref, error.code(), message, spread_after(retry_after));
+                out.push(answer.to_json().into());
+                return Ok(());
+            }
+        };
         if identity.user != self.identity.user {
             return Err(Closing::NotGranted("the new token is of another user"));
         }

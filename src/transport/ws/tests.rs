@@ -268,7 +268,9 @@ fn apply(tables: &mut Tables, effect: &Effect) {
 
 fn relay(feed: &Arc<Feed>) -> Relay {
     let auth = AuthConfig {
-        secret: Secret::new("0123456789abcdef0123456789abcdef"),
+        secret: Some(Secret::new("0123456789abcdef0123456789abcdef")),
+        public_keys: Vec::new(),
+        jwks: None,
         issuers: Vec::new(),
         audiences: Vec::new(),
         leeway: Duration::ZERO,

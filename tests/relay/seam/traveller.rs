@@ -132,7 +132,9 @@ impl Traveller {
             let batch = format!("batch={}", self.dice.roll(2));
             let mut device = Device::of(relay, &self.user, &self.name).query(&batch).connect().await;
             let subscribed = device.subscribe(&[&format!("user:{}:*", self.user)], Some(&self.cursor)).await;
-            assert_eq!(subscribed.cursor().as_ref(), Some(&self.cursor));
+            // What a cursor of REST says besides is not the session's matter.
+            let cursor = subscribed.cursor().expect("a cursor");
+            assert!(self.cursor.starts_with(&cursor), "{cursor} {}", self.cursor);
             self.device = Some(device);
             self.before = None;
         }

@@ -226,6 +226,13 @@ impl Response {
         })
     }
 
+    /// Why a sync has a table in full; `None` where it comes from the log, or is not there.
+    pub(crate) fn full_reason(&self, table: &str) -> Option<String> {
+        let answer = self.json();
+        let about = &answer["tables"][table];
+        (about["full"] == true).then(|| about["reason"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// The same answer; panics with the body when the status is another.
     pub(crate) fn expect_status(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));

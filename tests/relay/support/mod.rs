@@ -13,11 +13,13 @@
 //! * [`postgres`]: a private cluster, copied from a template in a fraction of a second.
 //! * [`relay`]: the `rowcast` program as a process: start, kill -9, terminate, restart on its log.
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
+//! * [`issuer`]: a token issuer's endpoint for its keys, which can fail in many ways.
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
+//! * [`tls`]: certificates, a cluster that shows them, and someone in between.
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
@@ -33,11 +35,13 @@ pub(crate) mod device;
 pub(crate) mod follower;
 pub(crate) mod frame;
 pub(crate) mod http;
+pub(crate) mod issuer;
 pub(crate) mod orders;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod scene;
 pub(crate) mod stage;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
