@@ -42,6 +42,8 @@ pub enum AuthError {
     Audience,
     #[error("the token names no user: `sub` must be a text or an integer, not empty, of at most 256 bytes")]
     Subject,
+    #[error("the ticket is not known: one counts once, and within 30 seconds; ask for another")]
+    Ticket,
 }
 
 impl AuthError {
@@ -51,6 +53,7 @@ impl AuthError {
             AuthError::Missing => "token_missing",
             AuthError::Expired => "token_expired",
             AuthError::NotYetValid => "token_not_yet_valid",
+            AuthError::Ticket => "ticket_invalid",
             AuthError::KeysUnavailable => "keys_unavailable",
             _ => "token_invalid",
         }

@@ -12,6 +12,7 @@
 //!
 //! Must not know: connections of devices, tables of the database, the clock (the caller passes the time).
 
+mod anonymous;
 pub mod bearer;
 mod claims;
 mod error;
@@ -134,6 +135,13 @@ pub struct Identity {
     /// `iat`, in Unix seconds.
     pub issued_at: Option<i64>,
     pub admin: bool,
+}
+
+impl Identity {
+    /// Whether the token counts no more at the moment `now_unix`, in Unix seconds.
+    pub fn has_expired(&self, now_unix: i64) -> bool {
+        self.expires_at.is_some_and(|end| now_unix >= end)
+    }
 }
 
 /// Turns tokens into identities. Made once, shared by all connections.

@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
 /// What this version can do, for clients that choose by it.
-const FEATURES: &[&str] = &["websocket", "replay", "sync", "sync_ndjson", "broadcast"];
+const FEATURES: &[&str] = &["websocket", "sse", "long_poll", "replay", "sync", "sync_ndjson", "broadcast"];
 
 #[derive(Serialize)]
 struct Health {
@@ -103,7 +103,7 @@ fn look(relay: &Relay) -> Readiness {
         Some(NotReady::LagBytes)
     } else if u128::from(lag_micros.unsigned_abs()) > limits.ready_lag_time.as_micros() {
         Some(NotReady::LagTime)
-    } else if !relay.verifier.keys_available() {
+    } else if relay.verifier.as_ref().is_some_and(|verifier| !verifier.keys_available()) {
         Some(NotReady::KeysUnavailable)
     } else {
         None

@@ -106,6 +106,16 @@ fn describe() {
     describe_gauge!("rowcast_jwks_keys", "keys of jwks_url that tokens are checked with");
     describe_gauge!("rowcast_jwks_failing", "1 while fetches of jwks_url fail");
     describe_counter!("rowcast_new_epochs_total", "logs begun anew because history was lost");
+    describe_counter!(
+        "rowcast_rate_limited_total",
+        "requests and sockets refused by a rate limit, by bucket"
+    );
+    describe_counter!("rowcast_tls_handshake_failures_total", "connections that did not get as far as HTTP");
+    describe_gauge!(
+        "rowcast_tls_certificate_expiry_seconds",
+        Unit::Seconds,
+        "when the certificate in force ends, as Unix time"
+    );
     describe_counter!("rowcast_http_requests_total", "answered requests by route, method and status");
     describe_histogram!(
         "rowcast_http_request_seconds",

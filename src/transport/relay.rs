@@ -8,19 +8,25 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{UserId, Verifier};
+use super::gate::Gate;
+use crate::auth::{AuthError, Identity, UserId, Verifier};
 use crate::feed::{CurrentFeed, Feed};
 use crate::ingest::Progress;
 use crate::sync::FullSync;
+use crate::timestamp::PgTimestamp;
+use crate::transport::tickets::Tickets;
 
 /// The relay as its handlers see it. Cheap to clone behind an `Arc`.
 #[derive(Debug)]
 pub struct Relay {
     pub feed: CurrentFeed,
-    pub verifier: Verifier,
+    /// Absent where nobody is asked for a token.
+    pub verifier: Option<Verifier>,
+    pub(crate) gate: Gate,
     pub progress: Arc<Progress>,
     pub full: Arc<FullSync>,
     pub sessions: Sessions,
+    pub tickets: Tickets,
     pub limits: Limits,
     pub metrics: PrometheusHandle,
     /// Sessions say goodbye and end.
@@ -32,6 +38,15 @@ pub struct Relay {
 impl Relay {
     pub fn current_feed(&self) -> Option<Arc<Feed>> {
         self.feed.borrow().clone()
+    }
+
+    /// Who a token speaks for; or the one user that everyone is, where nobody is asked for a token.
+    pub(crate) async fn identify(&self, token: Option<&str>) -> Result<Identity, AuthError> {
+        if let Some(anonymous) = &self.gate.anonymous {
+            return Ok(anonymous.identity.clone());
+        }
+        let (verifier, token) = self.verifier.as_ref().zip(token).ok_or(AuthError::Missing)?;
+        verifier.verify_refreshing(token, PgTimestamp::now().unix_micros().div_euclid(1_000_000)).await
     }
 }
 
@@ -47,6 +62,8 @@ pub struct Limits {
     pub broadcast_replay: Duration,
     /// A token may stand in the URL.
     pub url_token: bool,
+    /// `/metrics` is served on the operator's own address alone.
+    pub metrics_apart: bool,
     /// `/ready` while ingest is no further behind than this.
     pub ready_lag_bytes: u64,
     pub ready_lag_time: Duration,

@@ -20,8 +20,9 @@ use super::guard::{self, Places};
 use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use crate::auth::Identity;
-use crate::sync::{self, Lines, SyncRequest};
+use crate::auth::{AuthError, Identity};
+use crate::sync::{self, Answered, FullStream, SyncRequest, SyncStream};
+use crate::timestamp::PgTimestamp;
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -66,29 +67,64 @@ async fn answer(
     request: SyncRequest,
     headers: &HeaderMap,
 ) -> Result<Response, ProblemResponse> {
-    let _place = guard::place(places).await?;
+    let place = guard::place(places).await?;
     let Some(feed) = relay.current_feed() else {
         let detail = "the relay has no log yet; /ready says why";
         return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));
     };
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
-        let lines = sync::stream(&relay.full, feed, identity, request, server_end).await?;
-        return Ok(with_type(NDJSON, Body::from_stream(pages(lines))));
+        let answered = sync::stream(&relay.full, feed, Arc::clone(&identity), request, server_end).await?;
+        // Who waits for the database must not keep readers of the log waiting.
+        drop(place);
+        let lines = match answered {
+            Answered::Log(stream) => Lines::Log(stream),
+            Answered::Full(token) => Lines::Full(relay.full.lines(&identity, token).await?),
+        };
+        return Ok(with_type(NDJSON, Body::from_stream(pages(lines, identity))));
     }
-    let served = sync::answer(&relay.full, feed, identity, request, server_end).await?;
-    Ok(with_type("application/json", served.body.into()))
+    let answered = sync::answer(&relay.full, feed, Arc::clone(&identity), request, server_end).await?;
+    drop(place);
+    let body = match answered {
+        Answered::Log(answer) => answer.to_json(),
+        Answered::Full(token) => relay.full.page(&identity, token).await?.body,
+    };
+    Ok(with_type("application/json", body.into()))
 }
 
-/// The next page is read when the device has taken the one before.
-fn pages(lines: Lines) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
-    stream::try_unfold(lines, async |lines| match lines {
-        Lines::Log(mut stream) => {
-            let step = move || stream.next_lines().map(|lines| (lines, Lines::Log(stream)));
-            tokio::task::spawn_blocking(step).await
+/// An NDJSON answer under way.
+enum Lines {
+    Log(SyncStream),
+    Full(FullStream),
+    /// Nothing follows what was said last.
+    Over,
+}
+
+/// The next page is read when the device has taken the one before, and only while its token counts.
+fn pages(lines: Lines, identity: Arc<Identity>) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
+    stream::try_unfold(lines, move |lines| {
+        let expired = identity.has_expired(PgTimestamp::now().unix_micros().div_euclid(1_000_000));
+        async move {
+            match lines {
+                Lines::Over => Ok(None),
+                _ if expired => Ok(Some((token_expired(), Lines::Over))),
+                Lines::Log(mut stream) => {
+                    let step = move || stream.next_lines().map(|lines| (lines, Lines::Log(stream)));
+                    tokio::task::spawn_blocking(step).await
+                }
+                Lines::Full(mut stream) => {
+                    Ok(stream.next_lines().await.map(|lines| (lines, Lines::Full(stream))))
+                }
+            }
         }
-        Lines::Full(mut stream) => Ok(stream.next_lines().await.map(|lines| (lines, Lines::Full(stream)))),
     })
+}
+
+/// The last line of an answer whose token ended meanwhile.
+fn token_expired() -> Bytes {
+    let error = AuthError::Expired;
+    let line = serde_json::json!({"type": "error", "status": 401, "code": error.code(), "detail": error.to_string()});
+    format!("{line}\n").into()
 }
 
 fn with_type(kind: &'static str, body: Body) -> Response {

@@ -3,7 +3,7 @@
 
 mod sync;
 mod traveller;
-mod writers;
+pub(crate) mod writers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,18 +20,18 @@ use writers::{TABLES, write_all};
 
 /// A small random generator whose seed is printed: a failure can be run again.
 #[derive(Debug, Clone)]
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     /// From the environment's `SEED`, or the clock; printed, which `cargo test` shows on failure.
-    fn seeded(name: &str) -> Self {
+    pub(crate) fn seeded(name: &str) -> Self {
         let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
         let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
         println!("{name}: SEED={seed}");
         Dice(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         // splitmix64
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -41,7 +41,7 @@ impl Dice {
     }
 
     /// 0 to `sides - 1`.
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.next() % sides
     }
 }

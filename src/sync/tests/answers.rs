@@ -15,7 +15,7 @@ use crate::log::Watermark;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::sync::coverage::SyncCursor;
-use crate::sync::{SyncError, SyncStream, answer, sync};
+use crate::sync::{Answered, SyncError, SyncStream, answer, sync};
 
 const PUT: Op = Op::Put { table: 1, key: 1, audiences: 0b010, a: 1, big: Some(9) };
 
@@ -196,8 +196,8 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
     let mut waiting = std::pin::pin!(ask(ahead));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
     log.watermark.send_replace(Watermark { lsn: server_end, greatest_committed_at: 5 });
-    let answered: Value = serde_json::from_slice(&waiting.await.unwrap().body).unwrap();
-    let reached = SyncCursor::parse(answered["cursor"].as_str().unwrap()).unwrap().cursor;
+    let Ok(Answered::Log(answered)) = waiting.await else { panic!("an answer from the log") };
+    let reached = SyncCursor::parse(&answered.tail.cursor).unwrap().cursor;
     assert_eq!(reached, feed.cursor(Position::boundary(server_end)));
 
     log.watermark.send_replace(Watermark { lsn: world.end, greatest_committed_at: 5 });

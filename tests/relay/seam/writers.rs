@@ -7,7 +7,7 @@ use super::Dice;
 use crate::support::postgres::{TestPostgres, explain};
 
 /// Identity by an index, and FULL.
-pub(super) const TABLES: &str = "
+pub(crate) const TABLES: &str = "
     CREATE TABLE a (id int PRIMARY KEY, user_id int NOT NULL, n int, note text);
     CREATE UNIQUE INDEX ON a (user_id, id);
     CREATE TABLE b (id int PRIMARY KEY, user_id int, n int, note text);
@@ -17,7 +17,7 @@ pub(super) const TABLES: &str = "
 const IDS: u64 = 60;
 
 /// Commits `transactions` on each of `connections` connections, and waits for all.
-pub(super) async fn write_all(pg: &TestPostgres, dice: &mut Dice, connections: usize, transactions: usize) {
+pub(crate) async fn write_all(pg: &TestPostgres, dice: &mut Dice, connections: usize, transactions: usize) {
     let mut writing = Vec::new();
     for _ in 0..connections {
         let (client, dice) = (pg.client().await, Dice(dice.next()));

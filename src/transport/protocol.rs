@@ -77,6 +77,18 @@ pub(super) enum Answer<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<Cursor>,
     },
+    /// A stream's heartbeat.
+    Progress {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    /// The last event of a stream; codes and reasons are those of a socket.
+    Close {
+        code: u16,
+        reason: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
     SyncRequired {
         topics: Vec<String>,
         from: Option<String>,
@@ -226,6 +238,11 @@ mod tests {
             ("caught_up", Answer::CaughtUp { r#ref, topics: topics(), cursor }),
             ("heartbeat", Answer::Heartbeat { cursor: Some(cursor) }),
             ("heartbeat_replaying", Answer::Heartbeat { cursor: None }),
+            ("progress", Answer::Progress { cursor: Some(cursor) }),
+            (
+                "close",
+                Answer::Close { code: 1012, reason: "the relay restarts", retry_after_ms: Some(1_840) },
+            ),
             ("pong", Answer::Pong { r#ref, timestamp: timestamp(), cursor: Some(cursor) }),
             ("sync_required", required),
             ("revoked", Answer::Revoked { topics: topics() }),

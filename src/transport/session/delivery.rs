@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::frame::{At, Frame};
 use super::subscriptions::Subscriptions;
 use crate::auth::UserId;
 use crate::change::{Body, Delivery, Tag, Transaction};
@@ -29,7 +30,7 @@ impl Reader {
         published: &Published,
         places: &[u32],
         wanted: &Subscriptions,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let transaction = &published.transaction;
         let deliveries = places.iter().map(|place| *place as usize);
@@ -53,7 +54,7 @@ impl Reader {
         wanted: &Subscriptions,
         goes_on: bool,
         broadcasts_from: i64,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let deliveries = transaction.deliveries.iter().enumerate();
         let encode = |_: usize, delivery: &Delivery, shown: &Shown<'_>, style| {
@@ -71,15 +72,20 @@ impl Reader {
         goes_on: bool,
         broadcasts_from: i64,
         encode: impl Fn(usize, &Delivery, &Shown<'_>, FrameStyle) -> Bytes,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let own = transaction.tag.as_ref().is_some_and(|tag| self.is_own(tag));
         let style =
             FrameStyle { epoch: self.epoch, last: false, numbers_as_strings: self.numbers_as_strings, own };
         let before = out.len();
+        let frame = |place: usize, delivery: &Delivery, shown: &Shown<'_>, style| {
+            let at =
+                At { position: transaction.position(delivery), committed_at: Some(transaction.committed_at) };
+            Frame { json: encode(place, delivery, shown, style), at: Some(at) }
+        };
         // One change is held back until it is known whether another follows.
         let mut held: Option<(usize, &Delivery, Shown<'_>)> = None;
-        let mut broadcasts: Vec<Bytes> = Vec::new();
+        let mut broadcasts: Vec<Frame> = Vec::new();
         for (place, delivery) in deliveries {
             let at = transaction.position(delivery);
             let shown = match &delivery.body {
@@ -95,19 +101,19 @@ impl Reader {
                     if fresh && wanted.wants(&broadcast.audience, &broadcast.name, at) {
                         // Behind the change that is held back, if there is one.
                         let queue = if held.is_some() { &mut broadcasts } else { &mut *out };
-                        queue.push(encode(place, delivery, &Shown::Broadcast, style));
+                        queue.push(frame(place, delivery, &Shown::Broadcast, style));
                     }
                     continue;
                 }
             };
             let Some(shown) = shown else { continue };
             if let Some((place, delivery, shown)) = held.replace((place, delivery, shown)) {
-                out.push(encode(place, delivery, &shown, style));
+                out.push(frame(place, delivery, &shown, style));
                 out.append(&mut broadcasts);
             }
         }
         if let Some((place, delivery, shown)) = held {
-            out.push(encode(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
+            out.push(frame(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
         }
         out.append(&mut broadcasts);
         metrics::counter!("rowcast_deliveries_total").increment((out.len() - before) as u64);

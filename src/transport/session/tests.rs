@@ -7,11 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::session::{Session, Step};
+use super::{Frame, Session, Step};
 use crate::auth::{AuthConfig, Grants, Identity, Secret, UserId, Verifier};
 use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
@@ -22,7 +21,7 @@ use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::topic::{Audience, Pattern};
-use crate::transport::{Limits, Relay, Sessions};
+use crate::transport::{Gate, Limits, Relay, Sessions, Tickets};
 
 /// Topics that the device reads: a wildcard, and two tables by name. What the others hold is noise.
 const PATTERNS: [&str; 3] = ["user:1:*", "team:7:t1", "team:7:t2"];
@@ -288,16 +287,19 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         max_subscriptions_per_session: 100,
         broadcast_replay: Duration::from_secs(300),
         url_token: false,
+        metrics_apart: false,
         ready_lag_bytes: 0,
         ready_lag_time: Duration::ZERO,
     };
     let (_, receiver) = tokio::sync::watch::channel(Some(Arc::clone(feed)));
     Relay {
         feed: receiver,
-        verifier: Verifier::new(auth).unwrap(),
+        verifier: Some(Verifier::new(auth).unwrap()),
+        gate: Gate::default(),
         progress: Arc::default(),
         full: crate::sync::tests::full_sync(),
         sessions: Sessions::default(),
+        tickets: Tickets::default(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         shutdown: tokio_util::sync::CancellationToken::new(),
@@ -324,7 +326,7 @@ struct Device {
     kept: BTreeMap<&'static str, Kept>,
     session: Option<Session>,
     /// Frames that were sent and not yet read.
-    wire: VecDeque<Bytes>,
+    wire: VecDeque<Frame>,
     replaying: Option<BTreeSet<String>>,
 }
 
@@ -391,7 +393,7 @@ impl Device {
     fn read(&mut self, most: usize, world: &World) {
         for _ in 0..most {
             let Some(frame) = self.wire.pop_front() else { return };
-            let frame: Value = serde_json::from_slice(&frame).unwrap();
+            let frame: Value = serde_json::from_slice(&frame.json).unwrap();
             self.take(&frame, world);
         }
     }
