@@ -16,6 +16,12 @@ DECLARE
   owner oid := (SELECT relowner FROM pg_class WHERE oid = rel);
   part regclass;
 BEGIN
+  IF NOT pg_has_role('rowcast_owner', 'USAGE') AND pg_has_role('rowcast_relay', 'USAGE') THEN
+    RAISE EXCEPTION 'rowcast.%: % is the relay''s role', verb, current_user
+      USING ERRCODE = 'insufficient_privilege', DETAIL = 'It reads, and changes nothing: whoever takes over the relay must not choose what leaves the database.',
+        HINT = format('Run it as %s, which owns %s; that role needs: GRANT rowcast_owner TO %s;',
+          owner::regrole, rel::regclass, owner::regrole);
+  END IF;
   IF NOT pg_has_role('rowcast_owner', 'USAGE') THEN
     RAISE EXCEPTION 'rowcast.%: % is no member of rowcast_owner', verb, current_user
       USING ERRCODE = 'insufficient_privilege', DETAIL = 'Only its members change what is published.',

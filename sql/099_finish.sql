@@ -1,5 +1,26 @@
 -- Who may do what, and the catalog's version.
 
+-- Functions of an earlier release that this one does not have: those that this transaction has not
+-- written. GRANT writes them too, so this comes first. (Under psql's ON_ERROR_ROLLBACK it writes in
+-- subtransactions, whose ids are higher.)
+DO $$
+DECLARE
+  old record;
+BEGIN
+  FOR old IN
+    SELECT p.oid::regprocedure AS name FROM pg_catalog.pg_proc p
+    WHERE p.pronamespace = 'rowcast'::regnamespace AND p.proowner = 'rowcast_owner'::regrole
+      AND pg_catalog.age(p.xmin) > pg_catalog.age(pg_catalog.pg_current_xact_id()::xid)
+  LOOP
+    BEGIN
+      EXECUTE pg_catalog.format('DROP FUNCTION %s', old.name);
+    EXCEPTION WHEN dependent_objects_still_exist THEN
+      RAISE NOTICE 'rowcast: % is of an earlier release and stays, because something of yours uses it', old.name
+        USING DETAIL = SQLERRM;
+    END;
+  END LOOP;
+END $$;
+
 -- The schema is open to all so that whoever may not track is told why; nothing in it is, but for
 -- the functions that say so.
 GRANT USAGE ON SCHEMA rowcast TO PUBLIC;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::devices::{Devices, Sessions};
-use crate::ingest::{Ingest, IngestError, IngestOptions};
+use crate::ingest::{Ingest, IngestError, IngestOptions, SlotWatch};
 use crate::log::LogOptions;
 use crate::postgres::Target;
 use crate::sync::{FullOptions, FullSync};
@@ -45,9 +45,9 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 /// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
 const FENCE_WAIT: Duration = Duration::from_secs(5);
 
-/// Critical tasks: ingest, HTTP, metrics, alarms, signing keys, the keeper of devices, tending. Each fails at
-/// most once.
-const CRITICAL_TASKS: usize = 7;
+/// Critical tasks: ingest, HTTP, metrics, the slot's guard, alarms, signing keys, the keeper of devices, tending.
+/// Each fails at most once.
+const CRITICAL_TASKS: usize = 8;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -101,10 +101,17 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
     let messages = Messages::new(options.target.clone(), config.device_topic.clone());
+    let progress = Arc::default();
+    let mut slot_watch = SlotWatch::new(&options, config.wal_limit, Arc::clone(&progress));
     let full = FullSync::new(full_options(&config, &options.target));
     // Opening the log reads the disk, and recovers after a crash.
-    let (ingest, feed) =
-        tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let opened = tokio::task::spawn_blocking(move || Ingest::new(options, progress)).await?;
+    if opened.is_err() {
+        // A log that cannot be opened, as on a full disk, must not disarm the guard: who is started again
+        // and again looks once each time.
+        slot_watch.look().await;
+    }
+    let (ingest, feed) = opened.map_err(stopped::explain)?;
     let sessions = Sessions::default();
     let relay = Arc::new(Relay {
         devices: Devices::new(feed.clone(), sessions.clone(), config.device_max_age),
@@ -134,6 +141,11 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         database,
     };
     running.spawn_ingest(ingest, failed.clone())?;
+    let shutdown = running.relay.shutdown.clone();
+    running.spawn_critical("the slot's guard", failed.clone(), async move {
+        slot_watch.run(shutdown).await;
+        Ok(())
+    });
     running.spawn_http(edge, &failed);
     running.spawn_keys(failed.clone());
     let (shutdown, tasks) = (running.relay.shutdown.clone(), running.relay.tasks.clone());
@@ -145,7 +157,7 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     running.spawn_critical(
         "the alarms",
         failed.clone(),
-        alarms::watch(Arc::clone(&running.relay), config.wal_alert),
+        alarms::watch(Arc::clone(&running.relay), config.wal_alert, config.wal_limit),
     );
     let tending = tending::tend(Arc::clone(&running.relay), config.log_max_age);
     running.spawn_critical("tending", failed, tending);

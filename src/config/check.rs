@@ -54,6 +54,9 @@ impl Config {
         if purpose == Purpose::Serve {
             self.check_needed(&mut wrong);
         }
+        if self.wal_limit.is_some_and(|limit| limit <= self.wal_alert) {
+            wrong("wal_limit", "expected more than wal_alert, so that the alert comes first".to_owned());
+        }
     }
 
     fn check_needed(&self, wrong: &mut impl FnMut(&str, String)) {

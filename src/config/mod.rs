@@ -114,6 +114,8 @@ settings! {
     ready_lag_time: Duration = "10s";
     /// Alert when the slot makes the database keep more write-ahead log than this
     wal_alert: u64 = "1GiB";
+    /// Drop the slot when it makes the database keep more write-ahead log than this: every device then syncs in full; without it, never
+    wal_limit: Option<u64> = "";
     /// Time to close connections on shutdown
     shutdown_grace: Duration = "10s";
     /// Time in which a new connection must authenticate

@@ -20,6 +20,7 @@ mod reach;
 mod rights;
 mod rows;
 mod schema;
+mod slot_watch;
 mod supervisor;
 mod visibility;
 
@@ -28,6 +29,7 @@ use std::time::Duration;
 pub use error::IngestError;
 pub use opening::{Decision, Found, Identity, NewEpoch, decide};
 pub use progress::{Progress, State};
+pub use slot_watch::SlotWatch;
 pub use supervisor::Ingest;
 pub use visibility::{VisibilityError, look};
 

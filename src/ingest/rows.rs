@@ -111,6 +111,10 @@ impl Driver {
                 continue;
             }
             self.router.table_truncated(*relid);
+            if let Some(effect) = self.router.truncate_catalog(*relid, at) {
+                self.catalog_effect(effect, at).await?;
+                continue;
+            }
             if let Some(plan) = self.plan(*relid, at, Need::New).await? {
                 emptied.retain(|(_, _, shape)| shape.relid != plan.shape.relid);
                 emptied.push((index, at, Arc::clone(&plan.shape)));

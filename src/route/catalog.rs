@@ -124,6 +124,11 @@ impl CatalogRow {
         Some(CatalogRow { table: relation.name.clone(), columns: columns.collect() })
     }
 
+    /// Which of the catalog's tables a relation is, if it is one.
+    pub(super) fn table_of(relation: &Relation) -> Option<&str> {
+        (relation.namespace == SCHEMA).then_some(relation.name.as_str())
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.columns.get(name).map(String::as_str)
     }

@@ -335,8 +335,20 @@ impl Router {
 
     /// The name of a table, if it is one of the catalog's own.
     fn catalog_table(&self, relid: u32) -> Option<&str> {
-        let relation = self.relations.get(&relid)?;
-        (relation.namespace == catalog::SCHEMA).then_some(&*relation.name)
+        CatalogRow::table_of(self.relations.get(&relid)?)
+    }
+
+    /// A TRUNCATE at `at`, if it is of a table of the catalog: all of its rows are gone.
+    pub fn truncate_catalog(&mut self, relid: u32, at: Position) -> Option<CatalogEffect> {
+        let mut effect = CatalogEffect::default();
+        if self.catalog_table(relid)? == "tables" {
+            let relids: Vec<u32> = self.state.catalog.tables().map(|tracked| tracked.relid).collect();
+            for relid in relids {
+                let change = self.state.catalog.remove(relid);
+                effect.marks.extend(self.catalog_changed(change, at).marks);
+            }
+        }
+        Some(effect)
     }
 
     /// A change of the stream before the log's beginning, where only the catalog and rights count and nobody has

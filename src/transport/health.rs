@@ -63,6 +63,8 @@ pub(super) async fn health(State(relay): State<Arc<Relay>>) -> Response {
 #[serde(rename_all = "snake_case")]
 enum NotReady {
     ShuttingDown,
+    /// Another relay streams; this one takes over when that one goes.
+    Standby,
     NotStreaming,
     NoLog,
     LagBytes,
@@ -102,6 +104,8 @@ fn look(relay: &Relay) -> Readiness {
     let limits = &relay.limits;
     let reason = if relay.shutdown.is_cancelled() {
         Some(NotReady::ShuttingDown)
+    } else if state == ingest::State::Waiting {
+        Some(NotReady::Standby)
     } else if state != ingest::State::Streaming {
         Some(NotReady::NotStreaming)
     } else if feed.is_none() {

@@ -25,7 +25,7 @@ const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Upper bounds of a request's duration, in seconds.
 const SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
-const STATES: [&str; 4] = ["connecting", "opening", "streaming", "failed"];
+const STATES: [&str; 5] = ["connecting", "opening", "streaming", "waiting", "failed"];
 
 /// The process's recorder, installed at the first call.
 pub(crate) fn install() -> PrometheusHandle {
@@ -82,6 +82,12 @@ fn describe() {
         "WAL that the slot keeps PostgreSQL from removing"
     );
     describe_gauge!("rowcast_slot_wal_limit_bytes", Unit::Bytes, "max_slot_wal_keep_size; 0 is no limit");
+    describe_gauge!(
+        "rowcast_wal_limit_bytes",
+        Unit::Bytes,
+        "wal_limit: beyond it the relay drops its slot; 0 is never"
+    );
+    describe_counter!("rowcast_slots_dropped_total", "slots that the relay dropped because of wal_limit");
     describe_gauge!("rowcast_wal_alert", "1 while more WAL is held than wal_alert or half of the limit");
     describe_gauge!(
         "rowcast_synchronous_standby",

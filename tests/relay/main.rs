@@ -3,6 +3,7 @@
 
 mod big;
 mod catalog;
+mod check;
 mod crash;
 mod ddl;
 mod delivery;
@@ -11,6 +12,7 @@ mod edge;
 mod events;
 mod full;
 mod grants;
+mod guard;
 mod harness;
 mod keys;
 mod partitions;
@@ -23,7 +25,10 @@ mod signin;
 mod slot;
 mod slow;
 mod support;
+mod tables;
 mod tickets;
 mod tls;
 mod tracking;
+mod uninstall;
+mod upgrade;
 mod values;
