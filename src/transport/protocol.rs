@@ -13,11 +13,22 @@ use crate::cursor::Cursor;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Request {
-    Subscribe { topics: Vec<String>, cursor: Option<String> },
-    Unsubscribe { topics: Vec<String> },
+    Subscribe {
+        topics: Vec<String>,
+        cursor: Option<String>,
+        #[serde(default)]
+        snapshot: bool,
+    },
+    Unsubscribe {
+        topics: Vec<String>,
+    },
     Ping {},
-    Auth { token: String },
-    Ack { cursor: String },
+    Auth {
+        token: String,
+    },
+    Ack {
+        cursor: String,
+    },
 }
 
 /// What of any message can be read without knowing its type.
@@ -59,6 +70,19 @@ pub(super) enum Answer<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         r#ref: Option<&'a Value>,
         topics: Vec<String>,
+    },
+    SnapshotBegin {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        tables: serde_json::Map<String, Value>,
+        total_rows: u64,
+    },
+    SnapshotEnd {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        cursor: Cursor,
     },
     CaughtUp {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,9 +264,11 @@ mod tests {
         };
         let answers = [
             ("connection_established", established),
-            ("subscribed", Answer::Subscribed { r#ref, topics: topics(), cursor, tables }),
+            ("subscribed", Answer::Subscribed { r#ref, topics: topics(), cursor, tables: tables.clone() }),
             ("unsubscribed", Answer::Unsubscribed { r#ref, topics: topics() }),
             ("replay_begin", Answer::ReplayBegin { r#ref, topics: topics() }),
+            ("snapshot_begin", Answer::SnapshotBegin { r#ref, topics: topics(), tables, total_rows: 2 }),
+            ("snapshot_end", Answer::SnapshotEnd { r#ref, topics: topics(), cursor }),
             ("caught_up", Answer::CaughtUp { r#ref, topics: topics(), cursor }),
             ("heartbeat", Answer::Heartbeat { cursor: Some(cursor) }),
             ("heartbeat_replaying", Answer::Heartbeat { cursor: None }),

@@ -2,6 +2,7 @@
 
 mod handoff;
 mod pages;
+mod socket;
 
 use serde_json::{Value, json};
 

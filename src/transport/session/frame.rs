@@ -36,6 +36,12 @@ impl Frame {
     }
 }
 
+impl From<Bytes> for Frame {
+    fn from(json: Bytes) -> Self {
+        Frame { json, at: None }
+    }
+}
+
 impl From<String> for Frame {
     fn from(json: String) -> Self {
         Frame { json: json.into(), at: None }

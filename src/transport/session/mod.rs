@@ -16,6 +16,7 @@ mod delivery;
 mod ending;
 mod frame;
 mod rights;
+mod snapshot;
 mod subscribe;
 mod subscriptions;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub(super) use ending::restart;
 pub(super) use frame::At;
 pub(super) use frame::Frame;
 use rights::Rights;
+use snapshot::{Shown, Snapshots};
 pub(super) use subscribe::{From, Refusal};
 use subscriptions::{Stale, Subscriptions};
 pub(super) use vouched::Vouched;
@@ -67,6 +69,7 @@ pub(super) struct Session {
     position: Position,
     mode: Mode,
     replays: VecDeque<Replay>,
+    snapshots: Snapshots,
     marks_version: u64,
     rights: Rights,
     /// A cursor before this vouches for all that was ever subscribed here. One that lies further leaves out
@@ -93,6 +96,8 @@ struct Replay {
     after: Position,
     upto: Position,
     begun: bool,
+    /// The end of a snapshot, which has shown some of it.
+    shown: Option<Shown>,
 }
 
 /// What a session can do without hearing from anyone.
@@ -129,6 +134,7 @@ impl Session {
             position: Position::boundary(start),
             mode: Mode::Live { items: VecDeque::new(), upto: start },
             replays: VecDeque::new(),
+            snapshots: Snapshots::default(),
             subscriptions: Subscriptions::default(),
             relay,
             feed,
@@ -175,6 +181,13 @@ impl Session {
     /// Marks and rights first, then replays, then the stream.
     async fn go_on(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         self.apply_marks(out);
+        // Rows go between other topics' frames: of these topics there are none yet.
+        let sent = self.send_snapshot(out).await?;
+        let step = self.go_on_streaming(out).await?;
+        Ok(if sent { Step::Worked } else { step })
+    }
+
+    async fn go_on_streaming(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         if !self.replays.is_empty() {
             return self.replay(out).await;
         }
@@ -309,6 +322,10 @@ impl Session {
         };
         replay.after = page.through;
         let wanted = replay.wanted.clone();
+        let mut page = page;
+        if let Some(shown) = &replay.shown {
+            page.transactions.retain(|transaction| !shown.covers(transaction.commit, transaction.xid));
+        }
         self.show(&page, &wanted, out);
         if !page.more {
             self.finish_replay(out);
@@ -316,9 +333,12 @@ impl Session {
         Ok(Step::Worked)
     }
 
-    /// Every `replay_begin` has its `caught_up`, of those topics that are left.
+    /// Every `replay_begin` has its `caught_up`, and every snapshot its end, of those topics that are left.
     fn finish_replay(&mut self, out: &mut Vec<Frame>) {
         let Some(done) = self.replays.pop_front() else { return };
+        if done.shown.is_some() {
+            return self.end_snapshot(done.r#ref.as_ref(), &done.topics, done.upto.commit, out);
+        }
         let topics = done.topics.iter().map(ToString::to_string).collect();
         let cursor = self.feed.cursor(done.upto);
         let caught_up = Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor };

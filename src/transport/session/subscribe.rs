@@ -41,11 +41,11 @@ pub(in crate::transport) enum From<'a> {
 pub(in crate::transport) struct Refusal {
     pub(in crate::transport) code: &'static str,
     pub(in crate::transport) message: String,
-    retryable: bool,
+    pub(super) retryable: bool,
     pub(in crate::transport) topic: Option<String>,
 }
 
-fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retryable: false, topic: None }
 }
 
@@ -84,8 +84,12 @@ impl Session {
         // Asked for by rights as they are now.
         self.apply_rights(out);
         match request {
-            Request::Subscribe { topics, cursor } => {
-                self.subscribe(r#ref, &topics, cursor.as_deref(), out).await
+            Request::Subscribe { cursor: Some(_), snapshot: true, .. } => {
+                let why = refusal("bad_message", "a snapshot brings all rows, so there is no cursor to give");
+                answer_refusal(r#ref.as_ref(), why, out);
+            }
+            Request::Subscribe { topics, cursor, snapshot } => {
+                self.subscribe(r#ref, &topics, cursor.as_deref(), snapshot, out).await
             }
             Request::Unsubscribe { topics } => self.unsubscribe(r#ref.as_ref(), topics, out),
             Request::Ping {} => {
@@ -105,6 +109,7 @@ impl Session {
         r#ref: Option<Value>,
         topics: &[String],
         cursor: Option<&str>,
+        snapshot: bool,
         out: &mut Vec<Frame>,
     ) {
         let most = self.relay.limits.max_subscriptions_per_session.saturating_mul(TOPICS_FOR_EACH_PLACE);
@@ -127,7 +132,11 @@ impl Session {
                 }
             }
         }
-        self.begin(r#ref, patterns, cursor, out).await;
+        if snapshot {
+            self.begin_snapshot(r#ref, patterns, out);
+        } else {
+            self.begin(r#ref, patterns, cursor, out).await;
+        }
     }
 
     /// Subscribes all of these topics or none: a session whose topics are named once. Each is given
@@ -284,13 +293,14 @@ impl Session {
                 after: from,
                 upto,
                 begun: false,
+                shown: None,
             });
         }
     }
 
     /// Ends what marks make stale for a new subscription. With a cursor the copy is stale and told so;
     /// without one there is no copy yet, and it begins after the mark. Whether nothing is left.
-    fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
+    pub(super) fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
         let (mut stale, mut whole) = (Vec::new(), false);
         for mark in self.feed.log.marks().iter() {
             let Some((from, table)) = new.hit(mark, new.from) else { continue };
@@ -356,6 +366,7 @@ impl Session {
         for topic in &topics {
             if let Ok(pattern) = Pattern::parse(topic) {
                 self.remove(&pattern);
+                self.leave_snapshot(&pattern);
             }
         }
         out.push(Answer::Unsubscribed { r#ref, topics }.to_json().into());
@@ -467,7 +478,7 @@ impl Session {
     }
 }
 
-fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Frame>) {
+pub(super) fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Frame>) {
     let Refusal { code, message, retryable, topic } = why;
     let answer = Answer::Error { r#ref, code, message, retryable, retry_after_ms: None, topic };
     out.push(answer.to_json().into());

@@ -141,6 +141,7 @@ impl Driver {
                 () = session.seat.ready() => {}
                 () = place.mail_came() => {}
                 () = session.rights_changed() => {}
+                () = session.snapshot_ready() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
                 _ = session.over() => {}
