@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
+use super::Traveller;
 use super::writers::{TABLES, write_all};
-use super::{Dice, Traveller};
 use crate::support::copy::{Copy, SyncPage};
 use crate::support::device::Device;
+use crate::support::dice::Dice;
 use crate::support::http::Http;
 use crate::support::postgres::TestPostgres;
 use crate::support::scene::{changes_until_now, listening, scene, told};

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::Dice;
 use crate::support::copy::Copy;
 use crate::support::device::Device;
+use crate::support::dice::Dice;
 use crate::support::frame::{Change, Frame};
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::Dice;
+use crate::support::dice::Dice;
 use crate::support::postgres::{TestPostgres, explain};
 
 /// Identity by an index, and FULL.

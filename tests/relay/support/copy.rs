@@ -73,17 +73,7 @@ impl Copy {
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
     /// returns the last cursor.
     pub(crate) async fn sync(&mut self, http: &Http, body: &serde_json::Value) -> String {
-        let mut body = body.clone();
-        let mut pages: Vec<SyncPage> = Vec::new();
-        loop {
-            let page: SyncPage = http.post("/api/realtime/sync", &body).await.expect_status(200).parse();
-            body["cursor"] = page.cursor.clone().into();
-            let more = page.has_more;
-            pages.push(page);
-            if !more {
-                break;
-            }
-        }
+        let mut pages = pages(http, body).await;
         self.apply_sync(&pages);
         pages.pop().map(|page| page.cursor).unwrap_or_default()
     }
@@ -130,6 +120,21 @@ impl Copy {
                 self.rows.insert(place, record);
             }
             other => panic!("unknown operation {other}: {change:?}"),
+        }
+    }
+}
+
+/// Asks for pages of a sync over REST until there is no more.
+pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage> {
+    let mut body = body.clone();
+    let mut pages: Vec<SyncPage> = Vec::new();
+    loop {
+        let page: SyncPage = http.post("/api/realtime/sync", &body).await.expect_status(200).parse();
+        body["cursor"] = page.cursor.clone().into();
+        let more = page.has_more;
+        pages.push(page);
+        if !more {
+            return pages;
         }
     }
 }
