@@ -32,7 +32,7 @@ const DEVICES: usize = 3;
 
 /// Full syncs; a thousand by hand.
 fn handoffs() -> usize {
-    std::env::var("ROWCAST_TEST_HANDOFFS").ok().and_then(|text| text.parse().ok()).unwrap_or(80)
+    std::env::var("ROWCAST_TEST_HANDOFFS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 /// A copy, and the cursor up to which it is one.
