@@ -9,6 +9,7 @@ mod delivery;
 mod full;
 mod harness;
 mod keys;
+mod oracle;
 mod privacy;
 mod records;
 mod seam;

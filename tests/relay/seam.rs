@@ -2,56 +2,15 @@
 //! what the database holds, with nothing twice and nothing out of order.
 
 mod sync;
-mod traveller;
-mod writers;
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::copy::Copy;
 use crate::support::device::Device;
-use crate::support::dice::Dice;
 use crate::support::frame::Frame;
 use crate::support::relay::Relay;
 use crate::support::scene::{
     changes_of, changes_until_now, frames_until_now, listening, replayed, scene, told,
 };
-use traveller::Traveller;
-use writers::{TABLES, write_all};
-
-/// Devices of three users come, go, resume and sync while four connections write.
-#[tokio::test]
-async fn copies_become_what_the_database_holds() {
-    let mut dice = Dice::seeded("copies_become_what_the_database_holds");
-    let (pg, relay) = scene(TABLES).await;
-    let (relay, done) = (Arc::new(relay), Arc::new(AtomicBool::new(false)));
-    let mut travellers = Vec::new();
-    for user in ["1", "2", "3"] {
-        for device in ["a", "b"] {
-            travellers.push(Traveller::start(&relay, user, device, Dice(dice.next())).await);
-        }
-    }
-    let travelling: Vec<_> = travellers
-        .into_iter()
-        .map(|mut traveller| {
-            let (relay, done) = (Arc::clone(&relay), Arc::clone(&done));
-            tokio::spawn(async move {
-                while !done.load(Ordering::Relaxed) {
-                    traveller.act(&relay).await;
-                }
-                traveller
-            })
-        })
-        .collect();
-    write_all(&pg, &mut dice, 4, 150).await;
-    // However often the tables were emptied: there is something to compare.
-    pg.sql("INSERT INTO a SELECT n, 1 + n % 3, n, '' FROM generate_series(1001, 1030) n").await;
-    done.store(true, Ordering::Relaxed);
-    for traveller in travelling {
-        let mut traveller = traveller.await.unwrap();
-        traveller.arrive(&pg, &relay).await;
-    }
-}
+use crate::support::writers::TABLES;
 
 #[tokio::test]
 async fn a_commit_right_after_subscribed_is_always_delivered() {

@@ -32,6 +32,8 @@ pub(crate) struct SyncPage {
     pub(crate) has_more: bool,
     #[serde(default)]
     pub(crate) consistent: bool,
+    #[serde(default)]
+    pub(crate) sync_timestamp: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,11 +51,21 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(change.topic_table(), change);
+        self.put(change.topic_table(), change, false);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
     pub(crate) fn apply_sync(&mut self, pages: &[SyncPage]) {
+        self.take_sync(pages, false);
+    }
+
+    /// Applies pages that begin before the copy's place, as those by timestamp do. An update of a row that
+    /// the copy has lost since is passed over where it is not whole: the row's end is repeated as well.
+    pub(crate) fn apply_repeating(&mut self, pages: &[SyncPage]) {
+        self.take_sync(pages, true);
+    }
+
+    fn take_sync(&mut self, pages: &[SyncPage], repeats: bool) {
         let mut replaced = Vec::new();
         for page in pages {
             for (table, about) in &page.tables {
@@ -63,7 +75,7 @@ impl Copy {
                 }
             }
             for (table, changes) in &page.changes {
-                changes.iter().for_each(|change| self.put(table, change));
+                changes.iter().for_each(|change| self.put(table, change, repeats));
             }
         }
         // A new epoch's cursors need not be greater.
@@ -97,7 +109,7 @@ impl Copy {
         assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
     }
 
-    fn put(&mut self, table: &str, change: &Change) {
+    fn put(&mut self, table: &str, change: &Change, repeats: bool) {
         if change.operation == "TRUNCATE" {
             self.rows.retain(|(known, _), _| known != table);
             return;
@@ -108,6 +120,7 @@ impl Copy {
                 assert!(change.new_record.is_none(), "a DELETE with a new record: {change:?}");
                 self.rows.remove(&place);
             }
+            "UPDATE" if repeats && !change.unchanged.is_empty() && !self.rows.contains_key(&place) => {}
             "INSERT" | "UPDATE" => {
                 let record = match change.unchanged.as_slice() {
                     [] => change.record_text().to_owned(),

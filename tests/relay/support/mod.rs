@@ -23,6 +23,7 @@
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`dice`]: chance that can be repeated, by its seed.
+//! * [`writers`]: applications that write at random.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -47,3 +48,4 @@ pub(crate) mod stage;
 pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
+pub(crate) mod writers;
