@@ -233,13 +233,16 @@ impl Traveller {
                 frame.text
             );
             self.check_whole(&change);
+            let (cursor, before) = (change.cursor.as_deref().unwrap_or_default(), place(&self.cursor));
+            assert!(cursor > before, "{cursor} after {before}: {}", frame.text);
             self.copy.apply(&change);
             self.before = Some(change);
             self.done.changes += 1;
         }
-        if let Some(cursor) = frame.cursor() {
-            let before = place(&self.cursor);
-            assert!(*cursor >= *before, "{cursor} after {before}: {}", frame.text);
+        // Of a replay that was ended by a new subscription nothing stands where it would have ended.
+        let of_nothing = frame.kind == "caught_up" && frame.json()["topics"] == json!([]);
+        // A session may stand behind the cursor that it was given: the greater one counts.
+        if let Some(cursor) = frame.cursor().filter(|cursor| !of_nothing && **cursor > *place(&self.cursor)) {
             self.cursor = cursor;
         }
     }
