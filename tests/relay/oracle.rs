@@ -1,4 +1,4 @@
-//! The oracle: whatever writers and devices do at random, in the end every device's copy is what the
+//! The oracle: whatever writers, devices and a DBA do, in the end every device's copy is what the
 //! database holds for its topics, and no device ever saw a row that was not its own.
 //!
 //! `SEED=n` runs one seed again, `ROWCAST_ORACLE_SEEDS=n` that many fresh ones. A seed decides what each
@@ -11,7 +11,10 @@ mod wish;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio_postgres::error::SqlState;
+
 use crate::support::dice::Dice;
+use crate::support::postgres::{TestPostgres, explain};
 use crate::support::scene::scene_with;
 use crate::support::writers::{A, B, C, D, G, MORE_TABLES, T, TABLES, Written, write_all};
 use traveller::{Done, Traveller};
@@ -21,6 +24,9 @@ const WRITTEN: [Written; 6] = [A, B, C, D, G, T];
 const CONNECTIONS: usize = 4;
 /// Of each connection.
 const TRANSACTIONS: usize = 300;
+/// A DBA takes a column back, and gives it again.
+const NARROW: &str = "SELECT rowcast.track('b', columns => ARRAY['id', 'user_id', 'n'])";
+const WIDE: &str = "SELECT rowcast.track('b')";
 const GRANTS: &str = "user:{sub}:*,team:{sub}:*,global:*";
 
 #[tokio::test]
@@ -68,7 +74,10 @@ async fn run(mut dice: Dice, seed: u64) {
             })
         })
         .collect();
-    write_all(&pg, &WRITTEN, &mut dice, CONNECTIONS, TRANSACTIONS).await;
+    for columns in [NARROW, WIDE] {
+        let writing = write_all(&pg, &WRITTEN, &mut dice, CONNECTIONS, TRANSACTIONS / 2);
+        tokio::join!(writing, track_again(&pg, columns));
+    }
     // However often the tables were emptied: there is something to compare.
     pg.sql("INSERT INTO a SELECT n, 1 + n % 3, n, '' FROM generate_series(1001, 1030) n").await;
     over.store(true, Ordering::Relaxed);
@@ -79,4 +88,13 @@ async fn run(mut dice: Dice, seed: u64) {
         done += traveller.done();
     }
     println!("oracle: SEED={seed}: {done:?}");
+}
+
+/// Until the writers let it have its lock.
+async fn track_again(pg: &TestPostgres, statement: &str) {
+    let client = pg.client().await;
+    while let Err(error) = client.batch_execute(statement).await {
+        let busy = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+        assert!(error.code().is_some_and(|code| busy.contains(code)), "{}", explain(&error));
+    }
 }
