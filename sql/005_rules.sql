@@ -3,6 +3,32 @@
 -- Every rule is one row of rowcast.faults: track refuses the first, rowcast.status lists them all,
 -- for a table can also be altered after it was tracked.
 
+-- The relations that hold a table's rows: itself or, where it is partitioned, the partitions of all
+-- levels that have none below them. Read without locks.
+CREATE OR REPLACE FUNCTION rowcast.leaves(rel oid) RETURNS SETOF oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE tree (relid) AS (
+    SELECT rel
+    UNION ALL
+    -- A partition that is being detached concurrently belongs to it no more.
+    SELECT h.inhrelid FROM tree t
+    JOIN pg_class p ON p.oid = t.relid AND p.relkind = 'p'
+    JOIN pg_inherits h ON h.inhparent = t.relid AND NOT h.inhdetachpending
+  )
+  SELECT t.relid FROM tree t JOIN pg_class c ON c.oid = t.relid WHERE c.relkind <> 'p';
+$$;
+
+-- What a partition is a part of, from the nearest to the root.
+CREATE OR REPLACE FUNCTION rowcast.ancestors(rel oid) RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  WITH RECURSIVE above (relid, level) AS (
+    SELECT inhparent, 1 FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhrelid = rel AND c.relispartition
+    UNION ALL
+    SELECT h.inhparent, a.level + 1 FROM above a JOIN pg_inherits h ON h.inhrelid = a.relid
+  )
+  SELECT coalesce(array_agg(relid ORDER BY level), '{}') FROM above;
+$$;
+
 -- A table's columns in their order. Generated columns are not replicated and count for nothing here.
 CREATE OR REPLACE FUNCTION rowcast.table_columns(rel oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -109,9 +135,9 @@ BEGIN
     (c.relnamespace = 'rowcast'::regnamespace,
       'belongs to the catalog of rowcast', 'The catalog holds the secret that signs messages.',
       'Track a table of your own.'),
-    (c.relkind = 'p' OR c.relispartition,
-      'is partitioned or a partition', 'This release tracks ordinary tables only.',
-      'Keep what is synced in a table that is not partitioned.'),
+    (c.relispartition,
+      'is a partition', 'Its rows are those of the table that it is a part of, and come to devices as such.',
+      format('SELECT rowcast.track(%L);', (rowcast.ancestors(rel))[cardinality(rowcast.ancestors(rel))]::regclass)),
     (c.relkind = 'f',
       'is a foreign table', 'Its changes are not in this database''s WAL.',
       'Track it where it lives.'),
@@ -122,7 +148,8 @@ BEGIN
     (c.relpersistence = 't',
       'is a temporary table', 'Its changes are not in the WAL.', 'Track a permanent table.'),
     (c.relpersistence = 'u',
-      'is an unlogged table', 'Its changes are not in the WAL.', format('ALTER TABLE %s SET LOGGED;', me)),
+      'is an unlogged table', 'Its changes are not in the WAL.',
+      CASE WHEN c.relkind = 'p' THEN 'Make it again without UNLOGGED.' ELSE format('ALTER TABLE %s SET LOGGED;', me) END),
     (c.relkind = 'r' AND NOT c.relispartition
         AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = rel OR inhrelid = rel),
       'is part of an inheritance tree', 'A row of a child is a row of the parent too, but arrives under one name only.',
@@ -131,6 +158,29 @@ BEGIN
   WHERE fault.found
   LIMIT 1;
 END $$;
+
+-- Why the changes of some partition would not come; one row each.
+CREATE OR REPLACE FUNCTION rowcast.leaf_faults(rel oid)
+RETURNS TABLE (state text, message text, detail text, hint text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT '0A000', format('the partition %s of %s %s', leaf::regclass, rel::regclass, fault.message), fault.detail, fault.hint
+  FROM rowcast.leaves(rel) AS leaf JOIN pg_class c ON c.oid = leaf
+  CROSS JOIN LATERAL (VALUES
+    (c.relkind = 'f', 'is a foreign table', 'Its changes are not in this database''s WAL.',
+      'Keep its rows in a table of this database.'),
+    (c.relpersistence = 'u', 'is unlogged', 'Its changes are not in the WAL.',
+      format('ALTER TABLE %s SET LOGGED;', leaf::regclass)),
+    (EXISTS (SELECT FROM rowcast.tables t WHERE t.relid = leaf), 'is tracked by itself',
+      'Its rows cannot come as those of two tables.', format('SELECT rowcast.untrack(%L);', leaf::regclass)),
+    -- 15 lets such a table be attached.
+    (NOT rowcast.table_columns(leaf) @> rowcast.table_columns(rel), 'generates a column that the whole table does not',
+      'Postgres does not replicate generated columns.',
+      format('ALTER TABLE %s DETACH PARTITION %s; ALTER TABLE %2$s ALTER COLUMN %s DROP EXPRESSION; then attach it again.',
+        (rowcast.ancestors(leaf))[1]::regclass, leaf::regclass,
+        rowcast.name_list((rowcast.lacking(rowcast.table_columns(rel), rowcast.table_columns(leaf)))[1:1])))
+  ) AS fault (found, message, detail, hint)
+  WHERE leaf <> rel AND fault.found;
+$$;
 
 -- Why the table cannot be told apart row by row.
 CREATE OR REPLACE FUNCTION rowcast.key_faults(rel oid)
@@ -257,6 +307,7 @@ BEGIN
   IF FOUND THEN
     RETURN;
   END IF;
+  RETURN QUERY SELECT * FROM rowcast.leaf_faults(rel);
   RETURN QUERY SELECT * FROM rowcast.key_faults(rel);
   RETURN QUERY SELECT * FROM rowcast.topic_faults(rel, templates);
   RETURN QUERY SELECT * FROM rowcast.column_faults(rel, templates, published);

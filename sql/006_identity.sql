@@ -6,6 +6,9 @@
 -- them too, and from 18 on FULL with a generated column. None of these may come of a track, so the
 -- same rules hold on every version: a table must survive pg_upgrade.
 
+-- Partitions do not inherit the root's identity; each has its own. All of this concerns one relation
+-- that holds rows: a table or one partition of it.
+
 -- The columns that the old row carries as the table stands.
 CREATE OR REPLACE FUNCTION rowcast.old_row_columns(rel oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -25,10 +28,13 @@ CREATE OR REPLACE FUNCTION rowcast.others_allow(rel oid, identity text[]) RETURN
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT NOT EXISTS (
     SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-    WHERE r.prrelid = rel AND p.pubname <> 'rowcast' AND CASE
+    -- A publication through the root puts the root's list and filter on each partition.
+    WHERE (r.prrelid = rel OR (p.pubviaroot AND r.prrelid = ANY (rowcast.ancestors(rel))))
+      AND p.pubname <> 'rowcast' AND CASE
       WHEN identity IS NULL THEN r.prattrs IS NOT NULL
       ELSE (r.prattrs IS NOT NULL AND NOT identity <@ (
-          SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = rel AND attnum = ANY (r.prattrs::int2[])))
+          SELECT array_agg(attname::text) FROM pg_attribute
+          WHERE attrelid = r.prrelid AND attnum = ANY (r.prattrs::int2[])))
         -- A row filter may use the columns of the identity as it is now.
         OR (r.prqual IS NOT NULL AND NOT identity @> rowcast.old_row_columns(rel))
     END
@@ -159,7 +165,7 @@ BEGIN
       WHEN NOT rowcast.others_allow(rel, columns) THEN format('Add the columns %s to the lists of the other publications: %s.',
         rowcast.name_list(columns), (SELECT rowcast.name_list(array_agg(p.pubname::text))
           FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-          WHERE r.prrelid = rel AND p.pubname <> 'rowcast'))
+          WHERE r.prrelid = ANY (rel || rowcast.ancestors(rel)) AND p.pubname <> 'rowcast'))
       ELSE format('If their values are short: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%s); then track it again.',
         rel::regclass, rowcast.name_list(columns))
     END;

@@ -5,13 +5,23 @@
 -- they lock it wholly at once, for going up from the lesser lock could deadlock. They wait for the
 -- lock as long as the session's lock_timeout says, or 2 s where it says nothing. Then they touch, in
 -- this order: identity, publication, rights, catalog.
+--
+-- Of a partitioned table the root is locked with all partitions, published, granted and in the
+-- catalog; identities are those of the partitions that hold rows.
 
 -- Whoever is not allowed to hears here what to run, not of some inner function. Executable by all.
 CREATE OR REPLACE FUNCTION rowcast.check_rights(rel oid, verb text) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   owner oid := (SELECT relowner FROM pg_class WHERE oid = rel);
+  part regclass;
 BEGIN
+  IF NOT pg_has_role('rowcast_owner', 'USAGE') AND pg_has_role('rowcast_relay', 'USAGE') THEN
+    RAISE EXCEPTION 'rowcast.%: % is the relay''s role', verb, current_user
+      USING ERRCODE = 'insufficient_privilege', DETAIL = 'It reads, and changes nothing: whoever takes over the relay must not choose what leaves the database.',
+        HINT = format('Run it as %s, which owns %s; that role needs: GRANT rowcast_owner TO %s;',
+          owner::regrole, rel::regclass, owner::regrole);
+  END IF;
   IF NOT pg_has_role('rowcast_owner', 'USAGE') THEN
     RAISE EXCEPTION 'rowcast.%: % is no member of rowcast_owner', verb, current_user
       USING ERRCODE = 'insufficient_privilege', DETAIL = 'Only its members change what is published.',
@@ -22,6 +32,13 @@ BEGIN
       USING ERRCODE = 'insufficient_privilege', DETAIL = format('It belongs to %s.', owner::regrole),
         HINT = format('Run it as %s; that role needs: GRANT rowcast_owner TO %s;', owner::regrole, owner::regrole);
   END IF;
+  SELECT leaf, relowner INTO part, owner FROM rowcast.leaves(rel) AS leaf JOIN pg_class c ON c.oid = leaf
+    WHERE NOT pg_has_role(relowner, 'USAGE') LIMIT 1;
+  IF FOUND THEN
+    RAISE EXCEPTION 'rowcast.%: % does not own the partition % of %', verb, current_user, part, rel::regclass
+      USING ERRCODE = 'insufficient_privilege', DETAIL = format('It belongs to %s.', owner::regrole),
+        HINT = format('ALTER TABLE %s OWNER TO %I; or run it as a role that owns all partitions.', part, current_user);
+  END IF;
   -- Under an older snapshot, what is read after the lock would not be what is there.
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'rowcast.%: the transaction is %', verb, current_setting('transaction_isolation')
@@ -30,8 +47,9 @@ BEGIN
   END IF;
 END $$;
 
--- Refuses to build an index where that would stop writers for long, or is not allowed.
-CREATE OR REPLACE FUNCTION rowcast.check_build(rel oid, columns text[], why text) RETURNS void
+-- Why an index is not built here, because that would stop writers for long or is not allowed, and
+-- what to run instead; nulls where nothing is in the way.
+CREATE OR REPLACE FUNCTION rowcast.build_obstacle(rel oid, columns text[], OUT detail text, OUT statements text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   large boolean := rowcast.is_large(rel);
@@ -39,45 +57,58 @@ DECLARE
   name text := 'rowcast_identity_' || rel;
 BEGIN
   IF large OR NOT has_schema_privilege(space, 'CREATE') THEN
-    RAISE EXCEPTION 'rowcast.track: % needs an index first', rel::regclass
-      USING ERRCODE = 'object_not_in_prerequisite_state',
-        DETAIL = why || CASE WHEN large THEN ' The table is large: to build one here would stop its writers for long.'
-          ELSE format(' %s may not create one in schema %I.', current_user, space) END,
-        HINT = concat(
-          -- A concurrent build that failed leaves an invalid index behind.
-          CASE WHEN to_regclass(format('%I.%I', space, name)) IS NOT NULL
-            THEN format('DROP INDEX CONCURRENTLY %I.%I; then ', space, name) END,
-          CASE WHEN NOT has_schema_privilege(space, 'CREATE')
-            THEN format('GRANT CREATE ON SCHEMA %I TO %I; then ', space, current_user) END,
-          format('CREATE UNIQUE INDEX CONCURRENTLY %I ON %s (%s); then track it again.',
-            name, rel::regclass, rowcast.name_list(columns)));
+    detail := CASE WHEN large THEN 'The table is large: to build one here would stop its writers for long.'
+      ELSE format('%s may not create one in schema %I.', current_user, space) END;
+    statements := concat(
+      -- A concurrent build that failed leaves an invalid index behind.
+      CASE WHEN to_regclass(format('%I.%I', space, name)) IS NOT NULL
+        THEN format('DROP INDEX CONCURRENTLY %I.%I; then ', space, name) END,
+      CASE WHEN NOT has_schema_privilege(space, 'CREATE')
+        THEN format('GRANT CREATE ON SCHEMA %I TO %I; then ', space, current_user) END,
+      format('CREATE UNIQUE INDEX CONCURRENTLY %I ON %s (%s);', name, rel::regclass, rowcast.name_list(columns)));
   END IF;
 END $$;
 
--- How the old row shall carry what is needed, or an error for the first reason against the track.
-CREATE OR REPLACE FUNCTION rowcast.decide(rel oid, templates text[], published text[],
-  OUT action text, OUT index oid, OUT columns text[], OUT why text)
+-- How the old row shall carry what is needed, for each relation that holds rows; or an error for the
+-- first reason against the track.
+CREATE OR REPLACE FUNCTION rowcast.choices(rel oid, templates text[], published text[])
+RETURNS TABLE (part oid, action text, index oid, columns text[], why text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   fault record;
   choice record;
+  obstacle record;
+  obstacles text[] := '{}';
+  whys text[] := '{}';
 BEGIN
   SELECT * INTO fault FROM rowcast.faults(rel, templates, published) LIMIT 1;
   IF FOUND THEN
     RAISE EXCEPTION 'rowcast.track: %', fault.message
       USING ERRCODE = fault.state, DETAIL = fault.detail, HINT = fault.hint;
   END IF;
-  choice := rowcast.choose_identity(rel, templates, published);
-  IF choice.action = 'refuse' THEN
-    RAISE EXCEPTION 'rowcast.track: no replica identity of % can carry its key and topic columns', rel::regclass
-      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why, HINT = choice.mend;
-  ELSIF choice.action = 'build' THEN
-    PERFORM rowcast.check_build(rel, choice.columns, choice.why);
+  FOR part IN SELECT * FROM rowcast.leaves(rel) LOOP
+    choice := rowcast.choose_identity(part, templates, CASE WHEN part = rel THEN published END);
+    IF choice.action = 'refuse' THEN
+      RAISE EXCEPTION 'rowcast.track: no replica identity of % can carry its key and topic columns', part::regclass
+        USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = choice.why, HINT = choice.mend;
+    ELSIF choice.action = 'build' THEN
+      obstacle := rowcast.build_obstacle(part, choice.columns);
+      IF obstacle.detail IS NOT NULL THEN
+        obstacles := obstacles || obstacle.statements;
+        whys := whys || concat_ws(' ', choice.why, obstacle.detail);
+      END IF;
+    END IF;
+    action := choice.action;
+    index := choice.index;
+    columns := choice.columns;
+    why := choice.why;
+    RETURN NEXT;
+  END LOOP;
+  IF obstacles <> '{}' THEN
+    RAISE EXCEPTION 'rowcast.track: % needs an index first', rel::regclass
+      USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = whys[1],
+        HINT = array_to_string(obstacles, ' ') || ' Then track it again.';
   END IF;
-  action := choice.action;
-  index := choice.index;
-  columns := choice.columns;
-  why := choice.why;
 END $$;
 
 -- The templates as given, or user:{user_id}:<table>. Nothing is ever global by default.
@@ -101,7 +132,7 @@ BEGIN
   RETURN ARRAY['user:{user_id}:' || name];
 END $$;
 
--- Locks the table against writers, or wholly. Returns holding the lock, or fails naming who holds it.
+-- Locks the table against writers, or wholly, with all its partitions. Returns holding the lock, or fails naming who holds it.
 CREATE OR REPLACE FUNCTION rowcast.lock_table(rel oid, wholly boolean, verb text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -112,7 +143,8 @@ BEGIN
     PERFORM set_config('lock_timeout', '2s', true);
   END IF;
   BEGIN
-    EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', rel::regclass,
+    EXECUTE format('LOCK TABLE %s%s IN %s MODE',
+      CASE WHEN (SELECT relkind FROM pg_class WHERE oid = rel) <> 'p' THEN 'ONLY ' END, rel::regclass,
       CASE WHEN wholly THEN 'ACCESS EXCLUSIVE' ELSE 'SHARE ROW EXCLUSIVE' END);
     -- One track or untrack at a time: they agree on names and generations.
     LOCK TABLE rowcast.tables IN SHARE ROW EXCLUSIVE MODE;
@@ -120,7 +152,7 @@ BEGIN
     SELECT string_agg(DISTINCT coalesce(pid::text, 'a prepared transaction'), ', ') INTO holders
     FROM pg_locks
     WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND relation IN (rel, 'rowcast.tables'::regclass) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
+      AND relation IN (SELECT rel UNION ALL SELECT 'rowcast.tables'::regclass UNION ALL SELECT * FROM rowcast.leaves(rel)) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
       AND (wholly OR mode NOT IN ('AccessShareLock', 'RowShareLock'));
     RAISE EXCEPTION 'rowcast.%: % is in use by open transactions', verb, rel::regclass
       USING ERRCODE = 'lock_not_available',
@@ -155,12 +187,12 @@ BEGIN
     WHEN 'full' THEN 'FULL'
     ELSE (SELECT format('USING INDEX %I', relname) FROM pg_class WHERE oid = chosen)
   END);
-  INSERT INTO rowcast.identity_changes AS change (relid, was, was_index, now, now_index, built_index)
-  SELECT rel, was, was_index, relreplident, chosen, CASE WHEN action = 'build' THEN chosen END
-  FROM pg_class WHERE oid = rel
+  INSERT INTO rowcast.identity_changes AS change (relid, was, was_index, now, now_index, built_index, root)
+  SELECT rel, was, was_index, relreplident, chosen, CASE WHEN action = 'build' THEN chosen END, above[cardinality(above)]
+  FROM rowcast.ancestors(rel) AS above, pg_class WHERE oid = rel
   -- What it was before the first track is what untrack owes.
   ON CONFLICT (relid) DO UPDATE SET now = excluded.now, now_index = excluded.now_index,
-    built_index = coalesce(excluded.built_index, change.built_index);
+    built_index = coalesce(excluded.built_index, change.built_index), root = excluded.root;
   RAISE NOTICE 'rowcast: the replica identity of % is now %', rel::regclass, CASE action
       WHEN 'default' THEN 'its primary key'
       WHEN 'full' THEN 'FULL: the whole old row'
@@ -192,7 +224,7 @@ BEGIN
   -- Another publication may have come to rely on it.
   IF EXISTS (SELECT FROM pg_publication_tables t JOIN pg_class c ON c.relname = t.tablename
       JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.schemaname
-      WHERE c.oid = rel AND t.pubname <> 'rowcast') THEN
+      WHERE c.oid = ANY (rel || rowcast.ancestors(rel)) AND t.pubname <> 'rowcast') THEN
     RAISE NOTICE 'rowcast: the replica identity of % stays as track had set it', rel::regclass
       USING DETAIL = 'Another publication has the table too, and its UPDATE and DELETE may depend on the identity.';
     RETURN;
@@ -212,6 +244,20 @@ BEGIN
   END IF;
 END $$;
 
+-- The column list of the publication. FULL bears none, and neither does a partitioned table whose
+-- partitions come under their own names: then the whole row is published, and the relay drops the rest.
+CREATE OR REPLACE FUNCTION rowcast.column_list(rel oid, published text[]) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT CASE WHEN relreplident <> 'f' AND relkind <> 'p' THEN published END FROM pg_class WHERE oid = rel;
+$$;
+
+-- The replica identity for the catalog; of a partitioned table the most that a partition has.
+CREATE OR REPLACE FUNCTION rowcast.identity_of(rel oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT CASE WHEN bool_or(relreplident = 'f') THEN 'full' WHEN bool_or(relreplident = 'i') THEN 'index' ELSE 'default' END
+  FROM rowcast.leaves(rel) AS leaf JOIN pg_class c ON c.oid = leaf;
+$$;
+
 -- Whether the publication has the table as it should: whole, or with just these columns.
 CREATE OR REPLACE FUNCTION rowcast.is_published(rel oid, list text[]) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -222,6 +268,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT array_agg(attname::text ORDER BY attnum) FROM pg_attribute
         WHERE attrelid = rel AND attnum = ANY (r.prattrs::int2[]))
   );
+$$;
+
+-- What is to be published of a table when these columns leave: with them those that its grants need,
+-- which the relay keeps to itself. NULL is all.
+CREATE OR REPLACE FUNCTION rowcast.with_grants(rel oid, published text[]) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT array_agg(name ORDER BY n) FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n)
+  WHERE published IS NOT NULL
+    AND (name = ANY (published) OR EXISTS (SELECT FROM rowcast.grants g WHERE g.relid = rel AND name = ANY (g.columns)));
 $$;
 
 CREATE OR REPLACE FUNCTION rowcast.publish(rel oid, list text[]) RETURNS void
@@ -265,13 +320,15 @@ END $$;
 CREATE OR REPLACE FUNCTION rowcast.concerns(rel oid, templates text[])
 RETURNS TABLE (message text, detail text, hint text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT format('no index of %s begins with %s', rel::regclass, quote_ident(name)),
+  SELECT format('no index of %s begins with %s', min(leaf)::oid::regclass, quote_ident(name))
+      || CASE WHEN count(*) > 1 THEN format(', and so with %s other partitions', count(*) - 1) ELSE '' END,
     'A full sync of one topic will read the whole table.',
-    format('CREATE INDEX CONCURRENTLY ON %s (%I);', rel::regclass, name)
-  FROM unnest(rowcast.topic_columns(templates)) AS name
+    format('CREATE INDEX CONCURRENTLY ON %s (%I);', min(leaf)::oid::regclass, name)
+  FROM unnest(rowcast.topic_columns(templates)) AS name, (SELECT leaf::bigint FROM rowcast.leaves(rel) AS leaf) AS part
   WHERE NOT EXISTS (
-    SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = rel AND a.attnum = i.indkey[0]
-    WHERE i.indrelid = rel AND i.indisvalid AND i.indpred IS NULL AND a.attname = name)
+    SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = leaf AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = leaf AND i.indisvalid AND i.indpred IS NULL AND a.attname = name)
+  GROUP BY name
   UNION ALL
   SELECT format('%s has row security and rowcast_relay does not bypass it', rel::regclass),
     'A full sync would be refused: Postgres would hide rows from it. Topics and grants say who sees what.',
@@ -293,7 +350,8 @@ DECLARE
   published text[];     -- what leaves
   listed text[];        -- the publication's column list
   choice record;
-  planned text;
+  current boolean;      -- but for identities
+  changing oid[];       -- whose identities change
   concern record;
 BEGIN
   PERFORM rowcast.check_rights(rel, 'track');
@@ -301,27 +359,31 @@ BEGIN
   IF concern.message IS NULL THEN
     templates := rowcast.templates_for(rel, track.topics);
   END IF;
-  choice := rowcast.decide(rel, templates, track.columns);
+  SELECT coalesce(array_agg(part) FILTER (WHERE action <> 'keep'), '{}') INTO changing
+    FROM rowcast.choices(rel, templates, track.columns);
   SELECT array_agg(name ORDER BY n) INTO published
     FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n) WHERE name = ANY (track.columns);
-  IF choice.action = 'keep' AND rowcast.is_current(rel, templates, published) THEN
+  IF changing = '{}' AND rowcast.is_current(rel, templates, published) THEN
     RETURN templates;
   END IF;
-  planned := choice.action;
-  PERFORM rowcast.lock_table(rel, planned <> 'keep', 'track');
+  PERFORM rowcast.lock_table(rel, changing <> '{}', 'track');
   -- What was read before the lock may have changed.
-  choice := rowcast.decide(rel, templates, track.columns);
-  IF planned = 'keep' AND choice.action <> 'keep' THEN
+  IF changing = '{}' AND EXISTS (SELECT FROM rowcast.choices(rel, templates, track.columns) WHERE action <> 'keep') THEN
     RAISE EXCEPTION 'rowcast.track: % was altered at the same moment', rel::regclass
       USING ERRCODE = 'serialization_failure', DETAIL = 'Its replica identity no longer suffices.', HINT = 'Run it again.';
   END IF;
 
-  IF choice.action <> 'keep' THEN
-    PERFORM rowcast.apply_identity(rel, choice.action, choice.index, choice.columns, choice.why);
+  FOR choice IN SELECT * FROM rowcast.choices(rel, templates, track.columns) WHERE action <> 'keep' LOOP
+    PERFORM rowcast.apply_identity(choice.part, choice.action, choice.index, choice.columns, choice.why);
+  END LOOP;
+  -- Partitions that came later and got their identity: nothing changes for readers.
+  IF (SELECT relkind FROM pg_class WHERE oid = rel) = 'p' AND rowcast.is_current(rel, templates, published) THEN
+    UPDATE rowcast.tables SET identity = rowcast.identity_of(rel) WHERE relid = rel AND identity <> rowcast.identity_of(rel);
+    RETURN templates;
   END IF;
-  -- FULL bears no column list: the whole row is published, and the relay drops the rest.
-  listed := CASE WHEN (SELECT relreplident FROM pg_class WHERE oid = rel) <> 'f' THEN published END;
+  listed := rowcast.column_list(rel, rowcast.with_grants(rel, published));
   PERFORM rowcast.publish(rel, listed);
+  PERFORM rowcast.keep_grants(rel);
   PERFORM rowcast.grant_relay(rel);
   PERFORM rowcast.record(rel, templates, published);
 
@@ -329,11 +391,13 @@ BEGIN
     RAISE WARNING 'rowcast: %', concern.message USING DETAIL = concern.detail, HINT = concern.hint;
   END LOOP;
   IF published IS NOT NULL AND listed IS NULL THEN
-    RAISE NOTICE 'rowcast: with REPLICA IDENTITY FULL, Postgres sends all columns of % to the relay', rel::regclass
+    RAISE NOTICE 'rowcast: %, Postgres sends all columns of % to the relay',
+      CASE WHEN (SELECT relkind FROM pg_class WHERE oid = rel) = 'p' THEN 'of a partitioned table' ELSE 'with REPLICA IDENTITY FULL' END,
+      rel::regclass
       USING DETAIL = format('Only %s leave the relay.', rowcast.name_list(published));
   END IF;
-  IF rowcast.topic_columns(templates) <> '{}' AND EXISTS (SELECT FROM pg_class
-      WHERE oid = rel AND relreplident <> 'f' AND reltoastrelid <> 0) THEN
+  IF rowcast.topic_columns(templates) <> '{}' AND EXISTS (SELECT FROM rowcast.leaves(rel) AS leaf JOIN pg_class c ON c.oid = leaf
+      WHERE relreplident <> 'f' AND reltoastrelid <> 0) THEN
     RAISE NOTICE 'rowcast: long values of % that an UPDATE leaves as they are, are not in the WAL', rel::regclass
       USING DETAIL = 'When a row with such a value moves to another owner and the relay no longer knows the value, '
           'the new owner''s devices sync the table in full.',
@@ -350,8 +414,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT FROM rowcast.tables t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE t.relid = rel AND t.schema_name = n.nspname AND t.table_name = c.relname
       AND t.topics = templates AND t.columns IS NOT DISTINCT FROM published
-      AND t.identity = CASE c.relreplident WHEN 'd' THEN 'default' WHEN 'i' THEN 'index' WHEN 'f' THEN 'full' END
-      AND rowcast.is_published(rel, CASE WHEN c.relreplident <> 'f' THEN published END)
+      AND (t.identity = rowcast.identity_of(rel) OR c.relkind = 'p')
+      AND rowcast.is_published(rel, rowcast.column_list(rel, rowcast.with_grants(rel, published)))
       AND has_table_privilege('rowcast_relay', rel, 'SELECT')
   );
 $$;
@@ -364,7 +428,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
   WHERE relid <> rel AND topic_name = split_part(templates[1], ':', -1);
   INSERT INTO rowcast.tables (relid, schema_name, table_name, topic_name, topics, columns, generation, identity)
   SELECT rel, nspname, relname, split_part(templates[1], ':', -1), templates, published, nextval('rowcast.generation'),
-    CASE relreplident WHEN 'd' THEN 'default' WHEN 'i' THEN 'index' WHEN 'f' THEN 'full' END
+    rowcast.identity_of(rel)
   FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = rel
   ON CONFLICT (relid) DO UPDATE SET schema_name = excluded.schema_name, table_name = excluded.table_name,
     topic_name = excluded.topic_name, topics = excluded.topics, columns = excluded.columns,
@@ -377,22 +441,41 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
   rel oid := relation;
   exists_still boolean := EXISTS (SELECT FROM pg_class WHERE oid = rel);
+  part oid;
 BEGIN
   PERFORM rowcast.check_rights(rel, 'untrack');
   IF NOT EXISTS (SELECT FROM rowcast.tables WHERE relid = rel) THEN
     RAISE NOTICE 'rowcast: % is not tracked', relation;
     RETURN;
   END IF;
-  IF exists_still THEN
+  IF exists_still AND EXISTS (SELECT FROM rowcast.grants WHERE relid = rel) THEN
+    -- Its rows still make grants: it stays published, for the relay alone.
     PERFORM rowcast.lock_table(rel, EXISTS (SELECT FROM rowcast.identity_changes WHERE relid = rel), 'untrack');
+    DELETE FROM rowcast.tables WHERE relid = rel;
+    PERFORM rowcast.identity_for_grants(rel);
+    PERFORM rowcast.publish_for_grants(rel);
+    RETURN;
+  END IF;
+  IF exists_still THEN
+    PERFORM rowcast.lock_table(rel, EXISTS (SELECT FROM rowcast.identity_changes WHERE rel IN (relid, root)), 'untrack');
     IF EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
         WHERE p.pubname = 'rowcast' AND r.prrelid = rel) THEN
       EXECUTE format('ALTER PUBLICATION rowcast DROP TABLE ONLY %s', relation);
     END IF;
-    PERFORM rowcast.restore_identity(rel);
     EXECUTE format('REVOKE SELECT ON TABLE %s FROM rowcast_relay', relation);
   END IF;
-  DELETE FROM rowcast.identity_changes WHERE relid = rel;
+  -- Of the table, its partitions, and tables that were its partitions.
+  FOR part IN SELECT c.oid FROM rowcast.identity_changes change JOIN pg_class c ON c.oid = change.relid
+      WHERE rel IN (change.relid, change.root) AND pg_has_role(c.relowner, 'USAGE') ORDER BY c.oid LOOP
+    -- One that left the table may be tracked by itself, and needs what it has.
+    IF part = rel OR NOT EXISTS (SELECT FROM rowcast.tables WHERE relid = part) THEN
+      IF part NOT IN (SELECT * FROM rowcast.leaves(rel)) THEN
+        PERFORM rowcast.lock_table(part, true, 'untrack');
+      END IF;
+      PERFORM rowcast.restore_identity(part);
+    END IF;
+  END LOOP;
+  DELETE FROM rowcast.identity_changes WHERE rel IN (relid, root);
   DELETE FROM rowcast.tables WHERE relid = rel;
 END $$;
 COMMENT ON FUNCTION rowcast.untrack(regclass) IS 'Takes a table back from devices.';

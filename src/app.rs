@@ -4,9 +4,11 @@
 //! The one token `Relay::shutdown` ends everything; the death of a critical task ends the program.
 
 mod alarms;
+mod edge;
 mod embedded;
 mod signals;
 mod stopped;
+mod tending;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -14,20 +16,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::Verifier;
 use crate::config::Config;
-use crate::ingest::{Ingest, IngestError, IngestOptions};
+use crate::devices::{Devices, Sessions};
+use crate::ingest::{Ingest, IngestError, IngestOptions, SlotWatch};
 use crate::log::LogOptions;
 use crate::postgres::Target;
 use crate::sync::{FullOptions, FullSync};
-use crate::transport::{self, FrontDoor, Limits, Relay, Sessions};
+use crate::transport::{self, Caller, FrontDoor, Limits, Messages, Relay, Tickets, Tls};
 
+use edge::Edge;
 use embedded::EmbeddedDatabase;
 use signals::Signals;
 
@@ -41,8 +45,9 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(75);
 /// How long a full sync waits for ingest to meet the present; then it says how far behind the relay is.
 const FENCE_WAIT: Duration = Duration::from_secs(5);
 
-/// Critical tasks: ingest, HTTP, alarms, signing keys. Each fails at most once.
-const CRITICAL_TASKS: usize = 4;
+/// Critical tasks: ingest, HTTP, metrics, the slot's guard, alarms, signing keys, the keeper of devices, tending.
+/// Each fails at most once.
+const CRITICAL_TASKS: usize = 8;
 
 /// Runs the relay until SIGTERM, SIGINT or a failure that nobody can wait out.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
@@ -72,6 +77,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
+    /// Where `/metrics` is served, if apart.
+    operation: Option<SocketAddr>,
+    tls: bool,
     relay: Arc<Relay>,
     /// The tasks without which the relay is none.
     critical: TaskTracker,
@@ -82,29 +90,39 @@ pub struct Running {
 
 /// Starts a relay. It listens when this returns; whether it is ready, `/ready` tells.
 pub async fn start(config: Config) -> anyhow::Result<Running> {
-    let auth = config.auth().context("none of jwt_secret, jwt_public_key and jwks_url is set")?;
-    let verifier = Verifier::new(auth).context("tokens cannot be checked")?;
-    let listener = TcpListener::bind(config.listen).await;
-    let listener = listener.with_context(|| {
-        format!("cannot listen on {}; choose another address with --listen", config.listen)
-    })?;
-    let address = listener.local_addr()?;
+    let verifier = edge::verifier(&config)?;
+    let edge = Edge::open(&config).await?;
+    let address = edge.devices.local_addr()?;
+    let operation = edge.operation.as_ref().map(TcpListener::local_addr).transpose()?;
     let database = match config.embedded_directory() {
         Some(directory) => Some(EmbeddedDatabase::start(&directory).await?),
         None => None,
     };
     let metrics = transport::install_metrics();
     let options = ingest_options(&config, database.as_ref())?;
+    let messages = Messages::new(options.target.clone(), config.device_topic.clone());
+    let progress = Arc::default();
+    let mut slot_watch = SlotWatch::new(&options, config.wal_limit, Arc::clone(&progress));
     let full = FullSync::new(full_options(&config, &options.target));
     // Opening the log reads the disk, and recovers after a crash.
-    let (ingest, feed) =
-        tokio::task::spawn_blocking(move || Ingest::new(options)).await?.map_err(stopped::explain)?;
+    let opened = tokio::task::spawn_blocking(move || Ingest::new(options, progress)).await?;
+    if opened.is_err() {
+        // A log that cannot be opened, as on a full disk, must not disarm the guard: who is started again
+        // and again looks once each time.
+        slot_watch.look().await;
+    }
+    let (ingest, feed) = opened.map_err(stopped::explain)?;
+    let sessions = Sessions::default();
     let relay = Arc::new(Relay {
+        devices: Devices::new(feed.clone(), sessions.clone(), config.device_max_age),
+        messages,
         feed,
         verifier,
+        gate: edge::gate(&config),
         progress: ingest.progress(),
+        sessions,
         full,
-        sessions: Sessions::default(),
+        tickets: Tickets::default(),
         limits: limits(&config),
         metrics,
         shutdown: CancellationToken::new(),
@@ -114,6 +132,8 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
     let (failed, failures) = mpsc::channel(CRITICAL_TASKS);
     let running = Running {
         address,
+        operation,
+        tls: edge.tls.is_some(),
         relay,
         critical: TaskTracker::new(),
         failures,
@@ -121,9 +141,26 @@ pub async fn start(config: Config) -> anyhow::Result<Running> {
         database,
     };
     running.spawn_ingest(ingest, failed.clone())?;
-    running.spawn_http(listener, failed.clone());
+    let shutdown = running.relay.shutdown.clone();
+    running.spawn_critical("the slot's guard", failed.clone(), async move {
+        slot_watch.run(shutdown).await;
+        Ok(())
+    });
+    running.spawn_http(edge, &failed);
     running.spawn_keys(failed.clone());
-    running.spawn_critical("the alarms", failed, alarms::watch(Arc::clone(&running.relay), config.wal_alert));
+    let (shutdown, tasks) = (running.relay.shutdown.clone(), running.relay.tasks.clone());
+    let keeping = running.relay.devices.clone().keep(shutdown, tasks);
+    running.spawn_critical("the keeper of devices", failed.clone(), async move {
+        keeping.await;
+        Ok(())
+    });
+    running.spawn_critical(
+        "the alarms",
+        failed.clone(),
+        alarms::watch(Arc::clone(&running.relay), config.wal_alert, config.wal_limit),
+    );
+    let tending = tending::tend(Arc::clone(&running.relay), config.log_max_age);
+    running.spawn_critical("tending", failed, tending);
     Ok(running)
 }
 
@@ -180,20 +217,39 @@ impl Running {
         Ok(())
     }
 
-    fn spawn_http(&self, listener: TcpListener, failed: mpsc::Sender<anyhow::Error>) {
+    fn spawn_http(&self, edge: Edge, failed: &mpsc::Sender<anyhow::Error>) {
+        let relay = || Arc::clone(&self.relay);
+        let shutdown = &self.relay.shutdown;
         // Sockets hear a heartbeat before that, and requests are answered.
         let patience = IDLE_CONNECTION.max(self.relay.limits.heartbeat * 3);
-        let listener = FrontDoor::new(listener, patience);
-        let router = transport::router(Arc::clone(&self.relay));
-        let shutdown = self.relay.shutdown.clone().cancelled_owned();
-        let server = axum::serve(listener, router).with_graceful_shutdown(shutdown);
-        self.spawn_critical("the HTTP server", failed, async move { Ok(server.await?) });
+        let door = FrontDoor::new(edge.devices, patience).with_tls(edge.tls.as_ref().map(Tls::config));
+        let serve = |door: FrontDoor, router: Router| {
+            let service = router.into_make_service_with_connect_info::<Caller>();
+            let ending =
+                axum::serve(door, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            async move { Ok(ending.await?) }
+        };
+        self.spawn_critical("the HTTP server", failed.clone(), serve(door, transport::router(relay())));
+        if let Some(listener) = edge.operation {
+            let door = FrontDoor::for_operation(listener, patience);
+            let served = serve(door, transport::operation_router(relay()));
+            self.spawn_critical("the metrics server", failed.clone(), served);
+        }
+        let sweeping = relay();
+        let over = shutdown.clone();
+        self.critical.spawn(async move { sweeping.gate.rates.sweep(over).await });
+        if let Some(tls) = edge.tls {
+            self.critical.spawn(tls.follow(shutdown.clone()));
+        }
     }
 
     fn spawn_keys(&self, failed: mpsc::Sender<anyhow::Error>) {
         let relay = Arc::clone(&self.relay);
         self.spawn_critical("the refresh of signing keys", failed, async move {
-            relay.verifier.refresh_keys(&relay.shutdown).await;
+            match &relay.verifier {
+                Some(verifier) => verifier.refresh_keys(&relay.shutdown).await,
+                None => relay.shutdown.cancelled().await,
+            }
             Ok(())
         });
     }
@@ -240,6 +296,7 @@ fn ingest_options(config: &Config, database: Option<&EmbeddedDatabase>) -> anyho
         },
         part_size: size(config.big_transaction_size),
         poll_interval: config.fingerprint_interval,
+        several_issuers: config.jwt_issuer.len() > 1,
     })
 }
 
@@ -268,6 +325,7 @@ fn limits(config: &Config) -> Limits {
         max_subscriptions_per_session: config.max_subscriptions_per_session,
         broadcast_replay: config.broadcast_replay,
         url_token: config.url_token,
+        metrics_apart: config.metrics_listen.is_some(),
         ready_lag_bytes: config.ready_lag_bytes,
         ready_lag_time: config.ready_lag_time,
     }
@@ -288,5 +346,9 @@ fn announce(running: &Running) {
         say("  make a token:  rowcast token --sub 42".to_owned());
         say("  watch it:      rowcast tail 'user:42:*'".to_owned());
     }
-    say(format!("listening on http://{}", running.address));
+    if let Some(operation) = running.operation {
+        say(format!("metrics at http://{operation}/metrics"));
+    }
+    let scheme = if running.tls { "https" } else { "http" };
+    say(format!("listening on {scheme}://{}", running.address));
 }

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, RwLock};
 
+use crate::auth::LiveRights;
 use crate::change::Reason;
 use crate::cursor::{Cursor, Epoch};
 use crate::fence::Fences;
@@ -20,6 +21,8 @@ pub struct Feed {
     pub epoch: Epoch,
     pub log: Arc<dyn Log>,
     pub hub: Arc<Hub>,
+    /// Grants that rows make, and revocations, as of what the hub has published.
+    pub rights: Arc<LiveRights>,
     pub horizon: Horizon,
     pub fences: Fences,
     directory: RwLock<Arc<Directory>>,
@@ -49,6 +52,7 @@ impl Feed {
             epoch: log.epoch(),
             hub: Hub::new(start),
             log,
+            rights: Arc::default(),
             horizon,
             fences: Fences::default(),
             directory: RwLock::default(),

@@ -15,6 +15,7 @@ pub mod change;
 pub mod config;
 pub mod cursor;
 pub mod demo;
+pub mod devices;
 pub mod embedded;
 pub mod feed;
 pub mod fence;

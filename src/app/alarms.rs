@@ -14,7 +14,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const SILENT_BELOW: f64 = 0.8;
 
 /// Runs until shutdown.
-pub(super) async fn watch(relay: Arc<Relay>, wal_alert: u64) -> anyhow::Result<()> {
+pub(super) async fn watch(relay: Arc<Relay>, wal_alert: u64, wal_limit: Option<u64>) -> anyhow::Result<()> {
+    #[expect(clippy::cast_precision_loss, reason = "exact up to 8 PiB")]
+    metrics::gauge!("rowcast_wal_limit_bytes").set(wal_limit.unwrap_or(0) as f64);
     let mut alarm = Alarm::default();
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -26,6 +28,7 @@ pub(super) async fn watch(relay: Arc<Relay>, wal_alert: u64) -> anyhow::Result<(
                 held_bytes = held,
                 threshold_bytes = threshold,
                 max_slot_wal_keep_size = limit,
+                wal_limit,
                 "PostgreSQL keeps much WAL for this relay's slot: ingest is behind, or a long transaction is open; \
                  beyond max_slot_wal_keep_size the slot is lost and every device has to sync in full"
             ),

@@ -58,6 +58,12 @@ pub fn from_query(query: &str) -> Option<&str> {
     tokens.next().filter(|token| !token.is_empty())
 }
 
+/// A ticket from `ticket=<ticket>` in a query: what stands for a token once, where a browser can send
+/// nothing but a URL.
+pub fn ticket(query: &str) -> Option<&str> {
+    query.split('&').find_map(|pair| pair.strip_prefix("ticket="))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +83,7 @@ mod tests {
         assert!(offers_subprotocol("bearer.x, rowcast.v1") && !offers_subprotocol("rowcast.v10"));
         assert_eq!(from_query("batch=1&token=a.b.c"), Some("a.b.c"));
         assert_eq!(from_query("xtoken=a&token="), None);
+        assert_eq!((ticket("a=1&ticket=t"), ticket("token=t")), (Some("t"), None));
     }
 
     #[test]

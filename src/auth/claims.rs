@@ -26,6 +26,12 @@ pub(super) enum Values {
 }
 
 impl Claims {
+    /// Nothing but a name.
+    pub(super) fn of_subject(subject: &str) -> Self {
+        let sub = serde_json::value::to_raw_value(subject).map(|raw| ("sub".to_owned(), raw));
+        Claims(sub.into_iter().collect())
+    }
+
     /// A claim that is a text or an integer, not empty and not too long.
     pub(super) fn scalar(&self, path: &str) -> Option<String> {
         scalar(self.find(path)?)

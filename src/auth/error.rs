@@ -9,6 +9,9 @@ use super::public_key::PublicKeyError;
 /// When a token that could not be checked may be sent again: the first retries of a fetch take a second.
 const KEYS_RETRY: Duration = Duration::from_secs(2);
 
+/// When to come back before the first log is open.
+const LOG_RETRY: Duration = Duration::from_secs(2);
+
 /// Why a token is refused. Safe to show to whoever sent it: says nothing of keys or claim values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
@@ -42,6 +45,12 @@ pub enum AuthError {
     Audience,
     #[error("the token names no user: `sub` must be a text or an integer, not empty, of at most 256 bytes")]
     Subject,
+    #[error("the ticket is not known: one counts once, and within 30 seconds; ask for another")]
+    Ticket,
+    #[error("the token was revoked; sign in again")]
+    Revoked,
+    #[error("the relay does not know yet which tokens were revoked; /ready says why")]
+    NotReady,
 }
 
 impl AuthError {
@@ -51,6 +60,9 @@ impl AuthError {
             AuthError::Missing => "token_missing",
             AuthError::Expired => "token_expired",
             AuthError::NotYetValid => "token_not_yet_valid",
+            AuthError::Ticket => "ticket_invalid",
+            AuthError::Revoked => "token_revoked",
+            AuthError::NotReady => "not_ready",
             AuthError::KeysUnavailable => "keys_unavailable",
             _ => "token_invalid",
         }
@@ -58,7 +70,11 @@ impl AuthError {
 
     /// When the same token may be sent again, where nothing is known to be wrong with it.
     pub fn retry_after(self) -> Option<Duration> {
-        (self == AuthError::KeysUnavailable).then_some(KEYS_RETRY)
+        match self {
+            AuthError::KeysUnavailable => Some(KEYS_RETRY),
+            AuthError::NotReady => Some(LOG_RETRY),
+            _ => None,
+        }
     }
 }
 

@@ -6,14 +6,24 @@ use crate::topic::{Audience, Pattern};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grants {
     patterns: Vec<Pattern>,
+    /// What the token alone grants, where there is more.
+    own: Option<Vec<Pattern>>,
 }
 
 impl Grants {
-    pub fn new(mut patterns: Vec<Pattern>) -> Self {
-        // Within an audience `*` comes first and makes the single tables after it superfluous.
-        patterns.sort_unstable();
-        patterns.dedup_by(|later, earlier| earlier.covers(later));
-        Grants { patterns }
+    pub fn new(patterns: Vec<Pattern>) -> Self {
+        Grants { patterns: normalized(patterns), own: None }
+    }
+
+    /// What is granted besides the token, in place of what was so before.
+    pub fn set_live(&mut self, live: Vec<Pattern>) {
+        let own = self.own.take().unwrap_or_else(|| std::mem::take(&mut self.patterns));
+        if live.is_empty() {
+            self.patterns = own;
+        } else {
+            self.patterns = normalized(own.iter().cloned().chain(live).collect());
+            self.own = Some(own);
+        }
     }
 
     /// Whether everything that `pattern` names is granted. A subscription lies wholly within one
@@ -38,6 +48,13 @@ impl Grants {
     }
 }
 
+fn normalized(mut patterns: Vec<Pattern>) -> Vec<Pattern> {
+    // Within an audience `*` comes first and makes the single tables after it superfluous.
+    patterns.sort_unstable();
+    patterns.dedup_by(|later, earlier| earlier.covers(later));
+    patterns
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -59,5 +76,19 @@ mod tests {
         let team = Audience::parse("team:7").unwrap();
         assert!(grants.matches(&team, "notes") && !grants.matches(&team, "orders"));
         assert!(!Grants::default().covers(&pattern("global:*")));
+    }
+
+    #[test]
+    fn live_grants_come_and_go_and_the_tokens_own_stay() {
+        let pattern = |text| Pattern::parse(text).unwrap();
+        let mut grants = Grants::new(vec![pattern("user:42:*"), pattern("team:7:notes")]);
+        let own = grants.clone();
+        for live in ["team:7:*", "team:8:*"] {
+            grants.set_live(vec![pattern(live), pattern("user:42:orders")]);
+            assert!(grants.covers(&pattern(live)) && grants.covers(&pattern("team:7:notes")));
+        }
+        assert!(!grants.covers(&pattern("team:7:*")));
+        grants.set_live(Vec::new());
+        assert_eq!(grants, own);
     }
 }

@@ -4,7 +4,8 @@
 //! [`Identity`] alone. The way of a token: [`bearer`] finds it in a request, [`keys`] checks its
 //! signature, [`claims`] reads the payload with every value's text kept, [`pattern`] turns claims
 //! into [`Grants`]. Keys are a secret, public keys of the configuration ([`public_key`]), and those that
-//! the issuer publishes ([`jwks`], the only part that does I/O; [`jwk`] reads them).
+//! the issuer publishes ([`jwks`], the only part that does I/O; [`jwk`] reads them). What changes
+//! rights while a token lives is in [`LiveRights`].
 //!
 //! Invariants: nothing in the payload is looked at before the signature holds; every key is bound to one
 //! algorithm, and all keys are trusted alike, for every accepted issuer; a claim that cannot be read
@@ -12,6 +13,7 @@
 //!
 //! Must not know: connections of devices, tables of the database, the clock (the caller passes the time).
 
+mod anonymous;
 pub mod bearer;
 mod claims;
 mod error;
@@ -19,6 +21,7 @@ mod grants;
 mod jwk;
 mod jwks;
 mod keys;
+mod live;
 mod mint;
 mod pattern;
 mod public_key;
@@ -38,6 +41,7 @@ use jwks::{Jwks, Refreshed};
 pub use jwks::{JwksConfig, JwksSetupError, JwksUrl, JwksUrlError};
 pub use keys::{KeyError, MIN_SECRET_BYTES};
 use keys::{KeySet, Sealed};
+pub use live::{LiveRights, NamedUser, RightsChange, RightsWatch};
 pub use mint::{ExtraClaims, mint};
 pub use pattern::{GrantPattern, GrantPatternError};
 pub use public_key::{PublicKeyError, PublicKeySource};
@@ -134,6 +138,13 @@ pub struct Identity {
     /// `iat`, in Unix seconds.
     pub issued_at: Option<i64>,
     pub admin: bool,
+}
+
+impl Identity {
+    /// Whether the token counts no more at the moment `now_unix`, in Unix seconds.
+    pub fn has_expired(&self, now_unix: i64) -> bool {
+        self.expires_at.is_some_and(|end| now_unix >= end)
+    }
 }
 
 /// Turns tokens into identities. Made once, shared by all connections.

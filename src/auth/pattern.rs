@@ -9,6 +9,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::UserId;
 use super::claims::{Claims, Values};
 use crate::topic::{Audience, Pattern, TopicError, decode_segment};
 
@@ -85,19 +86,41 @@ impl GrantPattern {
         };
         match &self.id {
             None => add(None),
-            Some(parts) => ids(parts, claims).iter().for_each(|id| add(Some(id))),
+            Some(parts) => ids(parts, |name| claims.values(name)).iter().for_each(|id| add(Some(id))),
         }
+    }
+
+    /// Whether this names one topic of each user's own: no wildcard, `{sub}` in it, and beside it only
+    /// `{iss}`.
+    pub fn is_of_one_user(&self) -> bool {
+        let known = |part: &Part| match part {
+            Part::Literal(_) => true,
+            Part::Claim(name) => name == "sub" || name == "iss",
+        };
+        self.table.is_some() && self.names("sub") && self.id.iter().flatten().all(known)
+    }
+
+    /// The same for a user whose other claims are not at hand.
+    pub fn of_user(&self, user: &UserId) -> Option<Pattern> {
+        let values = |name: &str| match name {
+            "sub" => Some(Values::One(user.subject.clone())),
+            "iss" => user.issuer.clone().map(Values::One),
+            _ => None,
+        };
+        let id = ids(self.id.as_deref()?, values).pop()?;
+        let audience = Audience::from_values(&self.scope, Some(&id)).ok()?;
+        Some(Pattern { audience, table: self.table.clone() })
     }
 }
 
 /// The values of the middle segment. One claim in it may be an array; two would multiply.
-fn ids(parts: &[Part], claims: &Claims) -> Vec<String> {
+fn ids(parts: &[Part], claim: impl Fn(&str) -> Option<Values>) -> Vec<String> {
     let mut ids = vec![String::new()];
     let mut arrays = 0;
     for (index, part) in parts.iter().enumerate() {
         let values = match part {
             Part::Literal(text) => vec![text.clone()],
-            Part::Claim(name) => match claims.values(name) {
+            Part::Claim(name) => match claim(name) {
                 None => return Vec::new(),
                 Some(Values::One(value)) => vec![value],
                 Some(Values::Many(values)) => {
@@ -233,6 +256,26 @@ mod tests {
         assert!(of("a|b", "c").is_empty());
         // Together too long, each within bounds.
         assert!(of("a".repeat(200).as_str(), "b".repeat(200).as_str()).is_empty());
+    }
+
+    #[test]
+    fn a_topic_of_one_user_needs_no_other_claims() {
+        let pattern = |text| GrantPattern::parse(text).unwrap();
+        let user = |issuer: Option<&str>, subject: &str| UserId {
+            issuer: issuer.map(str::to_owned),
+            subject: subject.to_owned(),
+        };
+        let of = |text, user: &UserId| pattern(text).of_user(user).map(|pattern| pattern.to_string());
+        let plain = "user:{sub}:devices";
+        assert_eq!(of(plain, &user(None, "4:2")), Some("user:4%3A2:devices".to_owned()));
+        let both = "user:{iss}|{sub}:devices";
+        assert_eq!(of(both, &user(Some("a"), "b|c")), Some("user:a|b|c:devices".to_owned()));
+        assert_eq!(of(both, &user(Some("a|b"), "c")), None);
+        assert_eq!(of(both, &user(None, "c")), None);
+        for (text, good) in [(plain, true), (both, true), ("user:{sub}:*", false), ("user:{iss}:x", false)] {
+            assert_eq!(pattern(text).is_of_one_user(), good, "{text}");
+        }
+        assert!(!pattern("user:{team}-{sub}:x").is_of_one_user() && !pattern("global:x").is_of_one_user());
     }
 
     #[test]

@@ -19,6 +19,11 @@ pub(super) struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
+    /// What the command line says.
+    pub(super) fn given(&self) -> Option<String> {
+        self.database_url.clone()
+    }
+
     pub(super) async fn connect(self, settings: Settings) -> Result<Database, Failure> {
         let config = settings.load_for_tool(&[("database_url", self.database_url)])?;
         Database::connect(&url(config)?).await

@@ -31,6 +31,16 @@ impl Failure {
         Failure { kind: Kind::Usage, ..Failure::new(what) }
     }
 
+    /// For a command whose exit code tells whether it found something, and which could not look.
+    pub(super) fn cannot_tell(self) -> Self {
+        Failure { kind: Kind::Usage, ..self }
+    }
+
+    /// What happened, and what to do about it where that is known.
+    pub(super) fn texts(&self) -> (&str, Option<&str>) {
+        (&self.what, self.hint.as_deref())
+    }
+
     /// What to do about it.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

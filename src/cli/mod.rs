@@ -1,5 +1,6 @@
 //! The subcommands, one file each, and what they share.
 
+mod check;
 mod database;
 mod demo;
 mod failure;
@@ -8,9 +9,12 @@ mod frame;
 mod init;
 mod logging;
 mod serve;
+mod sizes;
+mod tables;
 mod tail;
 mod token;
 mod track;
+mod uninstall;
 mod untrack;
 
 use std::io::{self, Write};
@@ -24,7 +28,9 @@ pub(crate) use failure::Failure;
 const STORY: &str = "\
 How it goes:
   rowcast init                        install the catalog in your database (--print shows the SQL)
+  rowcast tables                      see what could be tracked, and what it would cost
   rowcast track public.orders         choose a table; its rows go to user:{user_id}:orders
+  rowcast check                       see whether anything is wrong
   rowcast serve                       read the write-ahead log, serve devices on 127.0.0.1:4000
   rowcast token --sub 42              make a token for user 42, for development
   rowcast tail 'user:42:*'            watch what that user's devices are sent
@@ -51,10 +57,16 @@ enum Command {
     Demo(demo::Args),
     /// Install or update the catalog in the database
     Init(init::Args),
+    /// Say what is wrong with database, roles, slot, publication and configuration, and what mends it
+    Check(check::Args),
+    /// List the tables: what is tracked, what could be, and what it would cost
+    Tables(tables::Args),
     /// Choose a table to replicate
     Track(track::Args),
     /// Stop replicating a table
     Untrack(untrack::Args),
+    /// Take everything of rowcast out of the database
+    Uninstall(uninstall::Args),
     /// Make a token for development
     Token(token::Args),
     /// Show what a device would be sent
@@ -67,14 +79,18 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args, settings).await,
         Command::Demo(args) => demo::run(args, settings).await,
         Command::Init(args) => init::run(args, settings).await,
+        Command::Check(args) => check::run(args, settings).await,
+        Command::Tables(args) => tables::run(args, settings).await,
         Command::Track(args) => track::run(args, settings).await,
         Command::Untrack(args) => untrack::run(args, settings).await,
+        Command::Uninstall(args) => uninstall::run(args, settings).await,
         Command::Token(args) => token::run(args, settings),
         Command::Tail(args) => tail::run(args, settings).await,
     }
 }
 
 /// Where a command reads its configuration.
+#[derive(Clone)]
 struct Settings {
     file: Option<PathBuf>,
 }

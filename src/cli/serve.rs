@@ -1,6 +1,6 @@
 //! `rowcast serve`: run the relay.
 
-use rowcast::config::{Config, Purpose, development_secret};
+use rowcast::config::{AuthMode, Config, Purpose, development_secret};
 
 use super::failure::Failure;
 use super::flags::Flags;
@@ -26,7 +26,7 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<(), Failure> {
 
 /// Without any key, which only a private PostgreSQL allows, one for development is made and kept.
 pub(super) fn ensure_secret(config: &mut Config) -> Result<(), Failure> {
-    if config.has_keys() {
+    if config.has_keys() || config.auth == AuthMode::None {
         return Ok(());
     }
     let made = development_secret(&config.data_dir, true);

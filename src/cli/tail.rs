@@ -150,7 +150,9 @@ async fn read(socket: &mut Socket, follow: &mut Follow) -> Result<Lost, Failure>
                 }
                 Ok(Some(Ok(Message::Close(frame)))) => {
                     retry_after = closed(frame.as_ref())?;
-                    break "the relay closed the connection".to_owned();
+                    let code =
+                        frame.map_or_else(|| "no code".to_owned(), |frame| format!("code {}", frame.code));
+                    break format!("the relay closed the connection ({code})");
                 }
                 // The library answers pings.
                 Ok(Some(Ok(_))) => {}
@@ -189,7 +191,10 @@ fn closed(frame: Option<&CloseFrame>) -> Result<Duration, Failure> {
         retry_after_ms: u64,
     }
     let Some(frame) = frame else { return Ok(Duration::ZERO) };
-    let failure = || Failure::new(format!("the relay closed the connection: {}", printable(&frame.reason)));
+    let failure = || {
+        let reason = printable(&frame.reason);
+        Failure::new(format!("the relay closed the connection (code {}): {reason}", frame.code))
+    };
     match u16::from(frame.code) {
         4400 => Err(failure().hint("client and relay may be of different versions")),
         4401 => Err(failure().hint(TOKEN_HINT)),

@@ -7,8 +7,9 @@ use tracing_subscriber::EnvFilter;
 use super::keys::keys;
 use super::mistake::Mistake;
 use super::sources::Given;
-use super::{Config, Embedded, Purpose};
+use super::{AuthMode, Config, Embedded, Purpose};
 use crate::auth::{check_issuers, check_secret};
+use crate::transport::is_origin;
 
 impl Config {
     pub(super) fn check(&self, given: &Given, purpose: Purpose, mistakes: &mut Vec<Mistake>) {
@@ -37,8 +38,24 @@ impl Config {
         if let Err(error) = check_issuers(&self.jwt_issuer, &self.grants) {
             wrong("grants", error.to_string());
         }
+        if let Some(strange) = self.allowed_origins.iter().find(|origin| !is_origin(origin)) {
+            wrong(
+                "allowed_origins",
+                format!("expected {}; {strange:?} is none", expected("allowed_origins")),
+            );
+        }
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            let missing = if self.tls_key.is_none() { "tls_key" } else { "tls_cert" };
+            wrong(missing, "is not set; tls_cert and tls_key go together".to_owned());
+        }
+        if !self.device_topic.is_of_one_user() {
+            wrong("device_topic", format!("expected {}", expected("device_topic")));
+        }
         if purpose == Purpose::Serve {
             self.check_needed(&mut wrong);
+        }
+        if self.wal_limit.is_some_and(|limit| limit <= self.wal_alert) {
+            wrong("wal_limit", "expected more than wal_alert, so that the alert comes first".to_owned());
         }
     }
 
@@ -50,7 +67,9 @@ impl Config {
         if !embedded && self.database_url.is_none() {
             wrong("database_url", format!("is not set; expected {}", expected("database_url")));
         }
-        if !embedded && !self.has_keys() {
+        if self.auth == AuthMode::None {
+            self.check_unauthenticated(wrong);
+        } else if !embedded && !self.has_keys() {
             let problem = format!(
                 "is not set, and neither is jwt_public_key nor jwks_url; expected one of them, here {}",
                 expected("jwt_secret")
@@ -64,6 +83,17 @@ impl Config {
         }
     }
 
+    /// Without authentication the relay is for this machine alone, or somebody has said otherwise.
+    fn check_unauthenticated(&self, wrong: &mut impl FnMut(&str, String)) {
+        if !self.listen.ip().to_canonical().is_loopback() && !self.allow_unauthenticated {
+            let problem = format!(
+                "without authentication everyone who reaches {} could read what `grants` says; listen on 127.0.0.1, or set allow_unauthenticated",
+                self.listen
+            );
+            wrong("auth", problem);
+        }
+    }
+
     /// The settings that are zero and must not be. A leeway, a grace or a replay may be.
     fn zeros(&self) -> Vec<&'static str> {
         let durations = [
@@ -74,6 +104,8 @@ impl Config {
             ("auth_timeout", self.auth_timeout),
             ("fingerprint_interval", self.fingerprint_interval),
             ("jwks_refresh", self.jwks_refresh),
+            ("rate_limit_window", self.rate_limit_window),
+            ("device_max_age", self.device_max_age),
         ];
         let numbers = [
             ("log_max_size", self.log_max_size),

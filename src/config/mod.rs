@@ -17,13 +17,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::auth::{AdminClaim, AuthConfig, GrantPattern, JwksConfig, JwksUrl, PublicKeySource, Secret};
 
 pub use development::{DevelopmentSecretError, development_secret};
 use keys::settings;
 pub use keys::{Key, keys, table};
 pub use mistake::{ConfigError, Mistake};
-pub use setting::{Embedded, LogFormat, parse_duration};
+pub use setting::{AuthMode, Embedded, LogFormat, parse_duration};
 pub use sources::Sources;
 
 /// The issuer's keys, within the data directory.
@@ -42,6 +44,20 @@ settings! {
     slot: String = "rowcast", "a name of at most 63 lower-case letters, digits and underscores";
     /// Address to listen on
     listen: SocketAddr = "127.0.0.1:4000";
+    /// Certificate chain in PEM, for TLS with devices; read again when it changes
+    tls_cert: Option<PathBuf> = "", "a PEM file";
+    /// Private key of `tls_cert` in PEM, without a password
+    tls_key: Option<PathBuf> = "", "a PEM file";
+    /// Proxies whose `X-Forwarded-For` is believed, as networks
+    trusted_proxies: Vec<IpNet> = "";
+    /// Origins of other hosts whose web pages may connect; `*` for all
+    allowed_origins: Vec<String> = "", "origins such as https://app.example.com, without a path, or *";
+    /// Address for `/metrics`, `/health` and `/ready` alone; `/metrics` is then not served on `listen`
+    metrics_listen: Option<SocketAddr> = "";
+    /// How devices say who they are: `jwt`, or `none` for everyone as the user `anonymous`
+    auth: AuthMode = "jwt";
+    /// Let `auth = none` listen on an address that other machines reach
+    allow_unauthenticated: bool = "false";
     /// HS256 secret that signs tokens; better in the file or the environment than on the command line
     jwt_secret: Option<Secret> = "", "at least 32 bytes, e.g. from `openssl rand -hex 32`";
     /// Public keys that check tokens (RS256 from 2048 bits, ES256, EdDSA): PEM text, or files that hold it
@@ -84,18 +100,32 @@ settings! {
     max_sessions_per_user: usize = "20";
     /// Subscriptions of one connection
     max_subscriptions_per_session: usize = "100";
+    /// Authenticated requests of one user in `rate_limit_window`; 0 for no limit
+    rate_limit_requests: usize = "1000";
+    /// Polls, streams and sockets that one user may begin in that time; 0 for no limit
+    rate_limit_polls: usize = "3000";
+    /// Refused tokens from one address in that time; 0 for no limit
+    rate_limit_failures: usize = "300";
+    /// Time in which a rate limit fills again
+    rate_limit_window: Duration = "15m";
     /// Write-ahead log that ingest may be behind while `/ready` says yes
     ready_lag_bytes: u64 = "64MiB";
     /// Time that ingest may be behind while `/ready` says yes
     ready_lag_time: Duration = "10s";
     /// Alert when the slot makes the database keep more write-ahead log than this
     wal_alert: u64 = "1GiB";
+    /// Drop the slot when it makes the database keep more write-ahead log than this: every device then syncs in full; without it, never
+    wal_limit: Option<u64> = "";
     /// Time to close connections on shutdown
     shutdown_grace: Duration = "10s";
     /// Time in which a new connection must authenticate
     auth_timeout: Duration = "5s";
     /// How long broadcasts are replayed to devices that come back
     broadcast_replay: Duration = "5m";
+    /// Devices that were not seen for so long are forgotten
+    device_max_age: Duration = "90d";
+    /// Topic through which a user's devices send each other messages; within what `grants` give
+    device_topic: GrantPattern = "user:{sub}:devices", "a topic with {sub} in it, and no other claim but {iss}";
     /// Full syncs that read the database at the same time
     max_snapshots: usize = "4";
     /// Longest time that one full sync may read the database, and wait for its turn

@@ -1,8 +1,10 @@
 //! How the text of a setting becomes its type.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::auth::{AdminClaim, GrantPattern, JwksUrl, PublicKeySource, Secret};
 
@@ -36,6 +38,14 @@ pub enum Embedded {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// How devices say who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMode {
+    Jwt,
+    /// They do not.
+    None,
 }
 
 /// Ten years: whatever is longer is a mistake, and would overflow what clocks can hold.
@@ -164,6 +174,28 @@ impl Setting for LogFormat {
             "json" => Ok(LogFormat::Json),
             _ => Err(Self::EXPECTED.to_owned()),
         }
+    }
+}
+
+impl Setting for AuthMode {
+    const EXPECTED: &'static str = "jwt or none";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "jwt" => Ok(AuthMode::Jwt),
+            "none" => Ok(AuthMode::None),
+            _ => Err(Self::EXPECTED.to_owned()),
+        }
+    }
+}
+
+/// A single address is a network too.
+impl Setting for IpNet {
+    const EXPECTED: &'static str = "networks such as 10.0.0.0/8, fd00::/8 or 192.0.2.1";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let address = || Some(IpNet::from(text.parse::<IpAddr>().ok()?));
+        text.parse().ok().or_else(address).ok_or_else(|| Self::EXPECTED.to_owned())
     }
 }
 

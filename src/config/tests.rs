@@ -177,6 +177,49 @@ fn keys_that_cannot_be_used_are_mistakes_and_not_shown() {
 }
 
 #[test]
+fn without_authentication_only_this_machine_is_served_unless_told_so() {
+    let none = [("ROWCAST_DATABASE_URL", URL), ("ROWCAST_AUTH", "none")];
+    for (listen, fine) in [
+        ("127.0.0.1:4000", true),
+        ("127.9.9.9:4000", true),
+        ("[::1]:4000", true),
+        ("[::ffff:127.0.0.1]:4000", true),
+        ("0.0.0.0:4000", false),
+        ("[::]:4000", false),
+        ("192.0.2.1:4000", false),
+    ] {
+        let loaded = load("", &none, &[("listen", listen)]);
+        assert_eq!(loaded.is_ok(), fine, "{listen}");
+        assert!(loaded.map_or_else(|error| error.to_string().contains("allow_unauthenticated"), |_| true));
+        assert!(load("", &none, &[("listen", listen), ("allow_unauthenticated", "true")]).is_ok());
+    }
+}
+
+#[test]
+fn what_belongs_to_the_edge_is_checked() {
+    let env = [
+        needed().as_slice(),
+        &[
+            ("ROWCAST_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8, 192.0.2.1"),
+            ("ROWCAST_ALLOWED_ORIGINS", "https://app.example.com,http://localhost:3000"),
+        ],
+    ]
+    .concat();
+    let config = load("", &env, &[]).unwrap();
+    assert_eq!(config.trusted_proxies.len(), 3);
+    assert_eq!(config.allowed_origins.len(), 2);
+    let flags = [
+        ("trusted_proxies", "proxy.local"),
+        ("allowed_origins", "https://app.example.com/"),
+        ("tls_cert", "cert.pem"),
+        ("auth", "off"),
+        ("rate_limit_window", "0s"),
+    ];
+    let error = load("", &needed(), &flags).unwrap_err();
+    assert_eq!(error.mistakes().len(), 5, "{error}");
+}
+
+#[test]
 fn a_broken_file_is_named_by_line_and_never_quoted() {
     let error = load("slot = \"a\"\njwt_secret = \"hunter2\nlisten = 3", &needed(), &[]).unwrap_err();
     let text = error.to_string();

@@ -166,11 +166,10 @@ impl Frame {
         self.string(&broadcast.event);
         self.put(",\"payload\":");
         self.out.extend_from_slice(&broadcast.payload);
-        let _ = write!(
-            self.out,
-            ",\"cursor\":\"{cursor}\",\"timestamp\":\"{}\"}}",
-            timestamp(transaction.committed_at)
-        );
+        let time = timestamp(transaction.committed_at);
+        let _ = write!(self.out, ",\"cursor\":\"{cursor}\",\"timestamp\":\"{time}\"");
+        self.source(transaction);
+        self.put("}");
     }
 
     fn head(&mut self, audience: &Audience, shape: &Shape, operation: Operation) {
@@ -193,15 +192,19 @@ impl Frame {
             ",\"commit_timestamp\":\"{time}\",\"cursor\":\"{cursor}\",\"last\":{}",
             self.style.last
         );
-        if let Some(tag) = transaction.tag.as_ref().filter(|_| self.style.own) {
-            self.put(",\"source_device\":");
-            self.string(&tag.device);
-            if let Some(correlation) = &tag.correlation {
-                self.put(",\"correlation_id\":");
-                self.string(correlation);
-            }
-        }
+        self.source(transaction);
         self.put("}");
+    }
+
+    /// Which device made the transaction, for its user's devices.
+    fn source(&mut self, transaction: &Transaction) {
+        let Some(tag) = transaction.tag.as_ref().filter(|_| self.style.own) else { return };
+        self.put(",\"source_device\":");
+        self.string(&tag.device);
+        if let Some(correlation) = &tag.correlation {
+            self.put(",\"correlation_id\":");
+            self.string(correlation);
+        }
     }
 
     fn object(&mut self, object: &Bytes, shape: &Shape) {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::assembly::{Assembly, Finished};
 use super::error::IngestError;
-use super::poller::Poll;
+use super::poller::{FoundFault, Poll};
 use super::progress::Progress;
 use super::reach::Reach;
 use super::supervisor::CLOSE_GRACE;
@@ -19,7 +19,7 @@ use crate::log::{Append, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::postgres::Database;
-use crate::route::Router;
+use crate::route::{GrantFault, Router};
 use crate::wal::pgoutput::{self, Message};
 use crate::wal::{Frame, Keepalive, ReplicationStream, StandbyStatus, XLogData};
 
@@ -257,7 +257,10 @@ impl Driver {
         let marks = self.reach.extend(marks);
         let changed = self.router.take_changed();
         let mut state = if changed { self.state()? } else { Vec::new() };
+        state.append(&mut self.router.take_rights_state());
         state.append(&mut self.horizon_state()?);
+        // Before anyone can read this transaction, or anything after it.
+        self.put_rights_in_force();
         let append =
             Append { transaction: Some(Arc::clone(&transaction)), watermark: Some(end), state, marks };
         let marked = !append.marks.is_empty();
@@ -308,10 +311,41 @@ impl Driver {
         }
         let marks = self.reach.extend(vec![mark]);
         let changed = self.router.take_changed();
-        let state = if changed { self.state()? } else { Vec::new() };
+        let mut state = if changed { self.state()? } else { Vec::new() };
+        state.append(&mut self.router.take_rights_state());
         self.submit(Append { marks, state, ..Append::default() }).await?;
         self.publish_tables();
         self.feed.hub.wake_all();
+        Ok(())
+    }
+
+    /// What the router learned of rights holds from now on for all who ask.
+    fn put_rights_in_force(&mut self) {
+        let changes = self.router.take_rights();
+        if !changes.is_empty() {
+            self.feed.rights.apply(changes);
+        }
+    }
+
+    /// Ends grants whose tables are no longer what they were: found by looking at the database, in force
+    /// at once.
+    pub(super) async fn end_grants_now(&mut self, found: Vec<FoundFault>) -> Result<(), IngestError> {
+        let mut ended = false;
+        for FoundFault { generation, why } in found {
+            ended |= self.router.end_grants(generation, &GrantFault::Found(why));
+        }
+        metrics::gauge!("rowcast_grants_ended").set(self.router.ended_grants() as f64);
+        if !ended {
+            return Ok(());
+        }
+        self.put_rights_in_force();
+        // Within a transaction the log is told with its end: of one that has to be sent again, nothing of
+        // the catalog may be kept.
+        if self.assembly.as_ref().is_none_or(|assembly| assembly.skipped) && self.router.take_changed() {
+            let mut state = self.state()?;
+            state.append(&mut self.router.take_rights_state());
+            self.submit(Append { state, ..Append::default() }).await?;
+        }
         Ok(())
     }
 

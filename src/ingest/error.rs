@@ -3,6 +3,7 @@
 use crate::log::LogError;
 use crate::position::Position;
 use crate::postgres::ConnectError;
+use crate::postgres::catalog::CatalogError;
 use crate::postgres::tables::TableError;
 use crate::route::{CatalogRowError, RowError};
 use crate::wal::WalError;
@@ -18,6 +19,8 @@ pub enum IngestError {
     Connect(#[from] ConnectError),
     #[error("a question to the database failed: {0}")]
     Query(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    CatalogVersion(#[from] CatalogError),
     #[error(transparent)]
     Table(#[from] TableError),
     #[error(transparent)]
@@ -40,8 +43,8 @@ pub enum IngestError {
     State(#[from] serde_json::Error),
     #[error("{what}; {mend}")]
     Setup { what: String, mend: String },
-    #[error("the replication slot {slot} is in use by process {pid}; waiting until it is free")]
-    SlotInUse { slot: String, pid: i32 },
+    #[error("the replication slot {slot} is in use by {holder}; waiting until it is free")]
+    SlotInUse { slot: String, holder: String },
     #[error("nothing was heard from the server for {0:?}, and it did not answer")]
     Silent(std::time::Duration),
     #[error("the publication was dropped or made again")]
@@ -51,6 +54,15 @@ pub enum IngestError {
 impl IngestError {
     pub(super) fn setup(what: impl Into<String>, mend: impl Into<String>) -> Self {
         IngestError::Setup { what: what.into(), mend: mend.into() }
+    }
+
+    /// Someone else streams from the slot: another relay, or the server's side of a connection just lost.
+    pub fn slot_in_use(&self) -> bool {
+        match self {
+            IngestError::SlotInUse { .. } => true,
+            IngestError::Wal(error) => error.slot_in_use(),
+            _ => false,
+        }
     }
 
     /// Whether trying again may help with nobody changing anything.
@@ -64,6 +76,7 @@ impl IngestError {
                 error.is_closed()
                     || error.code().is_none_or(|code| matches!(&code.code()[..2], "57" | "08" | "53" | "40"))
             }
+            IngestError::CatalogVersion(error) => matches!(error, CatalogError::Connection(_)),
             IngestError::SlotInUse { .. }
             | IngestError::PublicationChanged
             | IngestError::Silent(_)

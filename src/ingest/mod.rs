@@ -17,8 +17,10 @@ mod opening;
 mod poller;
 mod progress;
 mod reach;
+mod rights;
 mod rows;
 mod schema;
+mod slot_watch;
 mod supervisor;
 mod visibility;
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 pub use error::IngestError;
 pub use opening::{Decision, Found, Identity, NewEpoch, decide};
 pub use progress::{Progress, State};
+pub use slot_watch::SlotWatch;
 pub use supervisor::Ingest;
 pub use visibility::{VisibilityError, look};
 
@@ -46,4 +49,6 @@ pub struct IngestOptions {
     pub part_size: usize,
     /// How often the database's catalogs are compared with what is known of the tables.
     pub poll_interval: Duration,
+    /// Tokens come from several issuers, so who is named without one is nobody.
+    pub several_issuers: bool,
 }

@@ -12,8 +12,9 @@ use tokio_postgres::Client;
 
 use super::PUBLICATION;
 use super::error::IngestError;
+use super::rights;
 use crate::lsn::Lsn;
-use crate::postgres::tables;
+use crate::postgres::{catalog, tables};
 use crate::route::{Router, RouterState, Tracked};
 use crate::wal::TimelineSwitch;
 
@@ -46,7 +47,10 @@ pub struct Found {
 pub struct FoundSlot {
     pub confirmed: Option<Lsn>,
     pub lost: bool,
-    pub active_pid: Option<i32>,
+    /// Who streams from it.
+    pub holder: Option<String>,
+    /// Kept in step on standbys; `None` where the server knows no such thing (before 17).
+    pub failover: Option<bool>,
     /// Made by someone else for something else.
     pub foreign: Option<String>,
 }
@@ -127,7 +131,9 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
         .query_one(
             "SELECT pg_catalog.current_setting('server_version_num')::int4, pg_catalog.current_setting('wal_level'),
                     pg_catalog.pg_is_in_recovery(), pg_catalog.current_user()::text,
-                    (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user),
+                    (SELECT r.rolreplication OR r.rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles g
+                        WHERE g.rolname = 'rds_replication' AND pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'))
+                     FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
                     (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1),
                     pg_catalog.to_regclass('rowcast.tables') IS NOT NULL,
                     pg_catalog.current_database()::text",
@@ -171,24 +177,55 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
             "run rowcast init, and GRANT rowcast_relay to the relay's role",
         ));
     }
+    check_catalog(catalog::version(client).await?, &database)?;
     let row = client
         .query_opt(
-            "SELECT confirmed_flush_lsn::text, wal_status = 'lost', active_pid, plugin::text, database::text
-             FROM pg_catalog.pg_replication_slots WHERE slot_name = $1",
+            "SELECT s.confirmed_flush_lsn::text, s.wal_status = 'lost', s.plugin::text, s.database::text,
+                    pg_catalog.format('process %s', s.active_pid)
+                      || coalesce(pg_catalog.format(' (%s)', pg_catalog.concat_ws(' ',
+                           nullif(a.application_name, ''), 'at ' || pg_catalog.host(a.client_addr), 'as ' || a.usename)), ''),
+                    s.active_pid IS NOT NULL,
+                    (pg_catalog.to_jsonb(s) ->> 'failover')::bool
+             FROM pg_catalog.pg_replication_slots s
+             LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+             WHERE s.slot_name = $1",
             &[&slot],
         )
         .await?;
     let slot = row.map(|row| {
-        let (plugin, of): (Option<String>, Option<String>) = (row.get(3), row.get(4));
+        let (plugin, of): (Option<String>, Option<String>) = (row.get(2), row.get(3));
         let ours = plugin.as_deref() == Some("pgoutput") && of.as_deref() == Some(&database);
         FoundSlot {
             confirmed: row.get::<_, Option<&str>>(0).and_then(|lsn| lsn.parse().ok()),
             lost: row.get::<_, Option<bool>>(1).unwrap_or(false),
-            active_pid: row.get(2),
+            holder: row.get::<_, bool>(5).then(|| row.get(4)),
+            failover: row.get(6),
             foreign: (!ours).then(|| format!("plugin {plugin:?}, database {of:?}")),
         }
     });
     Ok((publication, slot))
+}
+
+/// The relay reads the catalog of its own release only: an older one may lack what it asks for, and what a
+/// newer one means by its rows it cannot know.
+fn check_catalog(found: Option<i32>, database: &str) -> Result<(), IngestError> {
+    const KNOWN: i32 = catalog::VERSION;
+    let found = found.unwrap_or(0);
+    match found.cmp(&KNOWN) {
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Less => Err(IngestError::setup(
+            format!(
+                "the catalog in the database {database} has version {found} and this release needs {KNOWN}"
+            ),
+            "run rowcast init on this database with this release; tracked tables stay as they are",
+        )),
+        std::cmp::Ordering::Greater => Err(IngestError::setup(
+            format!(
+                "the catalog in the database {database} has version {found} and this release knows {KNOWN}"
+            ),
+            "run the rowcast release that installed the catalog, or a later one",
+        )),
+    }
 }
 
 /// Waits until every transaction that runs now is over, also those that have committed and are not yet
@@ -218,7 +255,7 @@ pub(super) async fn settle(client: &mut Client) -> Result<(), IngestError> {
 }
 
 /// The catalog as it is, with what the database says of its tables.
-pub(super) async fn read_catalog(client: &Client) -> Result<RouterState, IngestError> {
+pub(super) async fn read_catalog(client: &mut Client) -> Result<Router, IngestError> {
     let mut state = RouterState::default();
     let rows = client
         .query(
@@ -244,7 +281,8 @@ pub(super) async fn read_catalog(client: &Client) -> Result<RouterState, IngestE
         // Copies cannot be older than the log that is about to begin.
         router.learn(relid, fetch, crate::position::Position::ZERO);
     }
-    Ok(router.state().clone())
+    rights::read(client, &mut router).await?;
+    Ok(router)
 }
 
 /// Commits a fence, and gives a time that no commit before it is later than.
@@ -269,7 +307,13 @@ mod tests {
     }
 
     fn found() -> Found {
-        let slot = FoundSlot { confirmed: Some(Lsn::new(90)), lost: false, active_pid: None, foreign: None };
+        let slot = FoundSlot {
+            confirmed: Some(Lsn::new(90)),
+            lost: false,
+            holder: None,
+            failover: None,
+            foreign: None,
+        };
         Found { identity: identity(1), server_end: Lsn::new(200), switches: Vec::new(), slot: Some(slot) }
     }
 

@@ -1,5 +1,5 @@
 //! Looks at the database every few seconds, on a connection of its own: fingerprints of the tracked
-//! tables, WAL held by the slot, and what would be wrong with the publication.
+//! tables, and the publication.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,11 +22,24 @@ pub(super) struct Poll {
     pub(super) asked: HashSet<u32>,
     pub(super) fingerprints: HashMap<u32, String>,
     pub(super) insert_lsn: Lsn,
+    /// Rules of `rowcast.grants` whose tables are not what they were.
+    pub(super) faults: Vec<FoundFault>,
 }
+
+/// Why the grants of a rule must end.
+#[derive(Debug)]
+pub(super) struct FoundFault {
+    pub(super) generation: i64,
+    pub(super) why: String,
+}
+
+/// What `rowcast.status` says too.
+pub(super) const GRANT_FAULTS: &str = "
+SELECT g.generation, min(p.problem) FROM rowcast.grants g CROSS JOIN LATERAL rowcast.grant_problems(g.generation) p
+GROUP BY g.generation";
 
 pub(super) struct Poller {
     pub(super) target: Target,
-    pub(super) slot: String,
     pub(super) interval: Duration,
     pub(super) tables: watch::Receiver<Vec<u32>>,
     /// Look at once: the stream announced a table anew.
@@ -41,8 +54,25 @@ enum PollError {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Table(#[from] TableError),
-    #[error("asking about publication or replication slot failed: {0}")]
+    #[error("asking about the publication failed: {0}")]
     Query(#[from] tokio_postgres::Error),
+}
+
+/// The rules whose tables are not what they were; none where the catalog is of a time before there were rules.
+pub(super) async fn grant_faults(
+    client: &tokio_postgres::Client,
+) -> Result<Vec<FoundFault>, tokio_postgres::Error> {
+    if !knows_grants(client).await? {
+        return Ok(Vec::new());
+    }
+    let rows = client.query(GRANT_FAULTS, &[]).await?;
+    Ok(rows.iter().map(|row| FoundFault { generation: row.get(0), why: row.get(1) }).collect())
+}
+
+/// Whether the catalog has rights. A relay may be newer than the catalog, until `rowcast init` is run.
+pub(super) async fn knows_grants(client: &tokio_postgres::Client) -> Result<bool, tokio_postgres::Error> {
+    let known = "SELECT pg_catalog.to_regclass('rowcast.grant_seeds') IS NOT NULL";
+    Ok(client.query_one(known, &[]).await?.get(0))
 }
 
 impl Poller {
@@ -66,46 +96,16 @@ impl Poller {
                 .query_opt("SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1", &[&PUBLICATION])
                 .await?
                 .map(|row| row.get(0));
+            let faults = grant_faults(&client).await?;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
             self.progress.saw_server_end(insert_lsn);
-            self.look_at_slot(&client).await?;
             // When ingest is behind with the last look, this one would tell it nothing more.
             let asked = asked.into_iter().collect();
-            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn });
+            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn, faults });
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
                 () = self.nudge.notified() => {}
             }
         }
-    }
-
-    async fn look_at_slot(&self, client: &tokio_postgres::Client) -> Result<(), PollError> {
-        let row = client
-            .query_opt(
-                "SELECT pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::int8,
-                        (SELECT setting::int8 * 1048576 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
-                        EXISTS (SELECT FROM pg_catalog.pg_stat_replication r
-                                WHERE r.pid = s.active_pid AND r.sync_state IN ('sync', 'quorum', 'potential'))
-                 FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1",
-                &[&self.slot],
-            )
-            .await?;
-        if let Some(row) = row {
-            let held = row.get::<_, Option<i64>>(0).and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
-            let limit = row.get::<_, Option<i64>>(1).and_then(|bytes| u64::try_from(bytes).ok());
-            self.progress.set_wal(held, limit);
-            let synchronous = row.get(2);
-            match (self.progress.set_synchronous(synchronous), synchronous) {
-                (false, true) => tracing::error!(
-                    "PostgreSQL counts this relay as a synchronous standby: commits may wait for it; name your \
-                     standbys in synchronous_standby_names instead of '*'"
-                ),
-                (true, false) => {
-                    tracing::info!("PostgreSQL no longer counts this relay as a synchronous standby")
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use tokio::sync::watch;
+
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -16,6 +18,8 @@ pub enum State {
     /// A new slot and a new log are being made.
     Opening,
     Streaming,
+    /// Another relay streams from the slot; this one takes over when that one goes.
+    Waiting,
     /// Why it does not stream; it tries again by itself.
     Failed(Arc<str>),
 }
@@ -26,6 +30,7 @@ impl State {
             State::Connecting => "connecting",
             State::Opening => "opening",
             State::Streaming => "streaming",
+            State::Waiting => "waiting",
             State::Failed(_) => "failed",
         }
     }
@@ -45,6 +50,8 @@ pub struct Progress {
     wal_held: AtomicU64,
     /// Zero: PostgreSQL sets no limit.
     wal_limit: AtomicU64,
+    /// While the guard drops the slot, nobody may go on with it.
+    dropping_slot: watch::Sender<bool>,
 }
 
 impl Default for Progress {
@@ -59,6 +66,7 @@ impl Default for Progress {
             synchronous: AtomicBool::new(false),
             wal_held: AtomicU64::new(0),
             wal_limit: AtomicU64::new(0),
+            dropping_slot: watch::Sender::new(false),
         }
     }
 }
@@ -125,6 +133,16 @@ impl Progress {
     pub(super) fn set_wal(&self, held: u64, limit: Option<u64>) {
         self.wal_held.store(held, Ordering::Relaxed);
         self.wal_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub(super) fn set_dropping_slot(&self, dropping: bool) {
+        self.dropping_slot.send_replace(dropping);
+    }
+
+    /// Waits while the guard drops the slot. Cancel-safe.
+    pub(super) async fn slot_not_being_dropped(&self) {
+        // The sender lives as long as this.
+        let _ = self.dropping_slot.subscribe().wait_for(|dropping| !dropping).await;
     }
 
     /// How far behind the server, in bytes of WAL.

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 
 use super::driver::Driver;
 use super::error::IngestError;
-use crate::change::{Body, Mark, Reason, RowChange};
+use crate::change::{Body, Mark, Reason, RowChange, Shape};
 use crate::log::ColumnQuery;
 use crate::position::Position;
 use crate::route::{
-    CatalogEffect, CatalogRow, Debt, Dropped, LogicalMessage, OldRow, Owed, PREFIX, Plan, Row, RowError,
-    Supplied, Update,
+    CatalogEffect, CatalogRow, Debt, Dropped, LogicalMessage, MemberChange, Need, OldRow, Owed, PREFIX, Plan,
+    Row, RowError, Supplied, Update,
 };
 use crate::wal::pgoutput::{self, OldTuple, Tuple};
 
@@ -39,8 +39,9 @@ impl Driver {
         if let Some(row) = self.router.catalog_row(relid, new) {
             return self.catalog_put(&row, at).await;
         }
+        self.member_changed(relid, MemberChange::Insert(new));
         let row = new.iter().collect();
-        self.one_row(relid, index, at, |plan| plan.insert(&row)).await
+        self.one_row(relid, index, at, Need::New, |plan| plan.insert(&row)).await
     }
 
     pub(super) async fn delete(&mut self, relid: u32, old: &OldTuple) -> Result<(), IngestError> {
@@ -52,8 +53,16 @@ impl Driver {
         if let Some(row) = self.router.catalog_row(relid, tuple) {
             return self.catalog_delete(&row, at).await;
         }
+        self.member_changed(relid, MemberChange::Delete(old));
         let row = old_row(old);
-        self.one_row(relid, index, at, |plan| plan.delete(&row)).await
+        self.one_row(relid, index, at, Need::Old, |plan| plan.delete(&row)).await
+    }
+
+    /// A row may grant something, whether its table is tracked or not. In force with its transaction.
+    fn member_changed(&mut self, relid: u32, change: MemberChange<'_>) {
+        if self.router.grants(relid) {
+            self.router.member_changed(relid, change);
+        }
     }
 
     /// A row that comes to one change at most.
@@ -62,9 +71,10 @@ impl Driver {
         relid: u32,
         index: u32,
         at: Position,
+        need: Need,
         route: impl Fn(&Plan) -> Result<Option<RowChange>, RowError>,
     ) -> Result<(), IngestError> {
-        while let Some(plan) = self.plan(relid, at).await? {
+        while let Some(plan) = self.plan(relid, at, need).await? {
             match route(&plan) {
                 Ok(change) => {
                     if let Some(change) = change {
@@ -86,18 +96,42 @@ impl Driver {
         if let Some(columns) = self.router.catalog_row(update.relid, &update.new) {
             return self.catalog_put(&columns, at).await;
         }
+        let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
+        self.member_changed(update.relid, change);
         self.update_row(update, index, at).await?;
         self.pass_on_part().await
     }
 
     pub(super) async fn truncate(&mut self, relids: &[u32]) -> Result<(), IngestError> {
+        // Of a partitioned table all leaves are named, each for itself.
+        let mut emptied: Vec<(u32, Position, Arc<Shape>)> = Vec::new();
         for relid in relids {
             let (index, at, skipped) = self.place()?;
             if skipped {
                 continue;
             }
-            if let Some(plan) = self.plan(*relid, at).await? {
-                self.assembly()?.add(index, Body::Truncate(Arc::clone(&plan.shape)));
+            self.router.table_truncated(*relid);
+            if let Some(effect) = self.router.truncate_catalog(*relid, at) {
+                self.catalog_effect(effect, at).await?;
+                continue;
+            }
+            if let Some(plan) = self.plan(*relid, at, Need::New).await? {
+                emptied.retain(|(_, _, shape)| shape.relid != plan.shape.relid);
+                emptied.push((index, at, Arc::clone(&plan.shape)));
+            }
+        }
+        for (index, at, shape) in emptied {
+            if self.router.is_whole(shape.relid, relids) {
+                self.assembly()?.add(index, Body::Truncate(shape));
+            } else {
+                // Which rows are gone, nobody says.
+                self.assembly()?.add_mark(Mark {
+                    table: Arc::clone(&shape.name),
+                    audience: None,
+                    scopes: shape.scopes.clone(),
+                    upto: at,
+                    reason: Reason::SchemaChanged,
+                });
             }
         }
         Ok(())
@@ -150,7 +184,7 @@ impl Driver {
         let new: Row<'_> = update.new.iter().collect();
         let old = update.old.as_ref().map(old_row);
         let mut debt = Debt::Open;
-        while let Some(plan) = self.plan(update.relid, at).await? {
+        while let Some(plan) = self.plan(update.relid, at, Need::Old).await? {
             match plan.update(old.as_ref(), &new, &debt) {
                 Ok(Update::Nothing) => {}
                 Ok(Update::Changed(change)) => self.assembly()?.add(index, Body::Row(change)),
@@ -254,7 +288,8 @@ impl Driver {
     }
 
     async fn catalog_effect(&mut self, effect: CatalogEffect, at: Position) -> Result<(), IngestError> {
-        let why = effect.marks.first().map(|mark| mark.reason);
+        // An untrack asks about another table than its own.
+        let why = effect.marks.first().map(|mark| mark.reason).filter(|why| *why != Reason::Untracked);
         for mark in effect.marks {
             self.assembly()?.add_mark(mark);
         }

@@ -11,8 +11,9 @@ use crate::change::{Mark, Reason};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::postgres::Database;
+use crate::postgres::partitions;
 use crate::postgres::tables::{self, TableError, TableFetch};
-use crate::route::{Plan, Reading, RowError};
+use crate::route::{Known, Need, Plan, Reading, RowError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +29,14 @@ CROSS JOIN LATERAL (SELECT (xmax >> 32 << 32) + $1::int8 AS near) n";
 
 impl Driver {
     /// How to read the rows of a table at this place; `None`: they are for nobody.
-    pub(super) async fn plan(&mut self, relid: u32, at: Position) -> Result<Option<Arc<Plan>>, IngestError> {
+    pub(super) async fn plan(
+        &mut self,
+        relid: u32,
+        at: Position,
+        need: Need,
+    ) -> Result<Option<Arc<Plan>>, IngestError> {
         loop {
-            match self.router.reading(relid, at) {
+            match self.router.reading(relid, at, need) {
                 Reading::Plan(plan) => return Ok(Some(plan)),
                 Reading::Skip => return Ok(None),
                 Reading::Ask => self.ask(relid, at, None).await?,
@@ -47,9 +53,15 @@ impl Driver {
         at: Position,
         why: Option<Reason>,
     ) -> Result<(), IngestError> {
-        let fetch = self.fetch(relid).await?;
+        let Some(table) = self.table_of(relid).await? else { return Ok(()) };
+        let fetch = self.fetch(table).await?;
         self.progress.saw_server_end(fetch.insert_lsn);
-        if let Some(mark) = self.router.learn(relid, fetch, at) {
+        let mark = self.router.learn_through(table, relid, fetch, at);
+        if self.router.table_of(relid).is_none() {
+            // It left the table in between.
+            self.router.stranger(relid);
+        }
+        if let Some(mark) = mark {
             let reason = why.unwrap_or(mark.reason);
             let beyond = Position::boundary(self.push_on().await?);
             self.mark_now(Mark { reason, upto: mark.upto.max(beyond), ..mark }).await?;
@@ -57,12 +69,40 @@ impl Driver {
         Ok(())
     }
 
-    /// The question itself. The server hears of us while it lasts.
-    async fn fetch(&mut self, relid: u32) -> Result<TableFetch, IngestError> {
+    /// The tracked table whose rows a relation holds. One that nobody has heard of may be a leaf that
+    /// joined lately: the database is asked, once for each announcement of it.
+    async fn table_of(&mut self, relid: u32) -> Result<Option<u32>, IngestError> {
+        if let Some(table) = self.router.table_of(relid) {
+            return Ok(Some(table));
+        }
+        self.await_visible().await?;
         let mut database = self.take_database();
         let question = async {
             let client = database.client().await?;
-            tables::fetch(client, PUBLICATION, relid).await.map_err(IngestError::from)
+            Ok(partitions::root_of(client, relid).await.map_err(TableError::from)?)
+        };
+        let root = self.serve_while(question).await;
+        self.database = database;
+        let table = root?.filter(|root| self.router.catalog().get(*root).is_some());
+        if table.is_none() {
+            self.router.stranger(relid);
+        }
+        Ok(table)
+    }
+
+    /// The question itself. The server hears of us while it lasts.
+    async fn fetch(&mut self, table: u32) -> Result<TableFetch, IngestError> {
+        let mut database = self.take_database();
+        let known = self.router.known(table);
+        let question = async {
+            let client = database.client().await?;
+            let mut fetch = tables::fetch(client, PUBLICATION, table).await?;
+            let joined = fetch.info.as_ref().zip(known).and_then(|(info, known)| info.joined(&known));
+            if let Some(leaves) = joined.filter(|leaves| !leaves.is_empty()) {
+                let answer = partitions::came_without_rows(client, &leaves).await;
+                fetch.joined_without_rows = answer.map_err(TableError::from)?;
+            }
+            Ok(fetch)
         };
         let answer = self.serve_while(question).await;
         self.database = database;
@@ -136,14 +176,21 @@ impl Driver {
         if poll.publication != Some(self.publication) {
             return Err(IngestError::PublicationChanged);
         }
+        self.end_grants_now(poll.faults).await?;
         // A table whose track was read from the stream before its transaction was visible is not known yet.
         let state = self.router.state();
         let fingerprint = |relid| state.tables.get(&relid).map(|known| known.info.fingerprint.clone());
-        let known: Vec<(u32, Option<String>)> =
-            state.catalog.tables().map(|tracked| (tracked.relid, fingerprint(tracked.relid))).collect();
-        for (relid, fingerprint) in known {
+        // A leaf may have been mended before the stream met that it was weak.
+        let waits = |relid| state.tables.get(&relid).is_some_and(Known::waits_for_leaf);
+        let known: Vec<(u32, Option<String>, bool)> = state
+            .catalog
+            .tables()
+            .map(|tracked| (tracked.relid, fingerprint(tracked.relid), waits(tracked.relid)))
+            .collect();
+        for (relid, fingerprint, waits) in known {
             // A table that the poll did not ask about was tracked since.
-            if poll.asked.contains(&relid) && poll.fingerprints.get(&relid) != fingerprint.as_ref() {
+            let differs = poll.fingerprints.get(&relid) != fingerprint.as_ref();
+            if poll.asked.contains(&relid) && (differs || waits) {
                 self.ask(relid, self.here(), None).await?;
             }
         }
@@ -158,6 +205,7 @@ impl Driver {
         at: Position,
         error: RowError,
     ) -> Result<(), IngestError> {
+        let relid = self.router.table_of(relid).unwrap_or(relid);
         // Readers were told to sync in full to beyond this row, so nobody misses it.
         let name = self.router.catalog().get(relid).map(|tracked| Arc::clone(&tracked.name));
         let whole_table = |mark: &&Mark| mark.audience.is_none() && Some(&mark.table) == name.as_ref();

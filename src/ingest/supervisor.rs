@@ -2,7 +2,7 @@
 //! after any failure, with growing pauses and without end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,14 +19,20 @@ use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
 use crate::log::{Beginning, FjallLog, Log};
 use crate::lsn::Lsn;
+use crate::position::Position;
 use crate::postgres::Database;
-use crate::route::{LogicalMessage, PREFIX, Router, RouterState};
+use crate::route::{LogicalMessage, MemberChange, PREFIX, Router, RouterState, STATE_GRANT, STATE_REVOKED};
 use crate::timestamp::PgTimestamp;
 use crate::wal::pgoutput::{self, Message};
 use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Between two questions for a slot that someone else has: who has it may go at any time, and taking over
+/// should be quick.
+const SLOT_RETRY: Duration = Duration::from_millis(500);
+/// The same failure again is told again after this long.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long an orderly end may take to be acknowledged by the server.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -49,13 +55,13 @@ struct Connected {
 
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
-    pub fn new(options: IngestOptions) -> Result<(Self, CurrentFeed), IngestError> {
+    pub fn new(options: IngestOptions, progress: Arc<Progress>) -> Result<(Self, CurrentFeed), IngestError> {
         let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log)?),
+            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress: Arc::default(), streamed: false }, receiver))
+        Ok((Ingest { options, feed, progress, streamed: false }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -66,6 +72,7 @@ impl Ingest {
     /// nobody can wait out: a dead log, or before the first stream a mistake in the setup.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), IngestError> {
         let mut pause = BACKOFF_MIN;
+        let mut told = Told::default();
         loop {
             let streamed_before = std::mem::replace(&mut self.streamed, false);
             let result = self.connect_and_stream(&shutdown).await;
@@ -84,17 +91,19 @@ impl Ingest {
             if streamed_now {
                 pause = BACKOFF_MIN;
             }
-            self.progress.set_state(State::Failed(error.to_string().into()));
-            metrics::counter!("rowcast_ingest_failures_total").increment(1);
-            let wait = match error {
-                // The one who has it may go at any time, and taking over should be quick.
-                IngestError::SlotInUse { .. } | IngestError::PublicationChanged => Duration::from_millis(500),
-                _ => pause.mul_f64(rand::random_range(0.0..1.0)).max(Duration::from_millis(20)),
-            };
-            if error.is_transient() {
-                tracing::warn!(%error, cause = error_chain(&error), retry_in = ?wait, "ingest was interrupted");
+            let wait = if error.slot_in_use() {
+                self.progress.set_state(State::Waiting);
+                SLOT_RETRY
             } else {
-                tracing::error!(%error, cause = error_chain(&error), retry_in = ?wait, "ingest has stopped; it goes on when this is mended");
+                self.progress.set_state(State::Failed(error.to_string().into()));
+                metrics::counter!("rowcast_ingest_failures_total").increment(1);
+                match error {
+                    IngestError::PublicationChanged => SLOT_RETRY,
+                    _ => pause.mul_f64(rand::random_range(0.0..1.0)).max(Duration::from_millis(20)),
+                }
+            };
+            if streamed_now || told.is_news(&error) {
+                tell(&error, wait);
             }
             pause = (pause * 2).min(BACKOFF_MAX);
             shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
@@ -102,7 +111,13 @@ impl Ingest {
     }
 
     async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
-        self.progress.set_state(State::Connecting);
+        // Who waits for the slot asks for it twice a second, and all that time waits.
+        if self.progress.state() != State::Waiting {
+            self.progress.set_state(State::Connecting);
+        }
+        if shutdown.run_until_cancelled(self.progress.slot_not_being_dropped()).await.is_none() {
+            return Ok(());
+        }
         let connecting = self.connect();
         let Some(connected) = shutdown.run_until_cancelled(connecting).await else { return Ok(()) };
         let connected = connected?;
@@ -153,8 +168,9 @@ impl Ingest {
                 "name another one with --slot",
             ));
         }
-        if let Some(FoundSlot { active_pid: Some(pid), .. }) = found.slot {
-            return Err(IngestError::SlotInUse { slot: self.options.slot.clone(), pid });
+        if let Some(FoundSlot { holder: Some(holder), .. }) = &found.slot {
+            let (slot, holder) = (self.options.slot.clone(), holder.clone());
+            return Err(IngestError::SlotInUse { slot, holder });
         }
         Ok(Connected { connection, database, found })
     }
@@ -162,7 +178,7 @@ impl Ingest {
     /// Goes on where the log ends.
     async fn resume(
         &self,
-        connected: Connected,
+        mut connected: Connected,
     ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
         let Some(feed) = self.feed.borrow().clone() else {
             return Err(IngestError::Protocol("no log to go on with"));
@@ -178,11 +194,30 @@ impl Ingest {
         if feed.log.submit(append)?.is_err() {
             return Err(IngestError::Protocol("an empty queue refused an append"));
         }
+        self.keep_on_standbys(&mut connected).await?;
         let router = restored_router(&feed)?;
+        // What a connection left behind that broke in the middle of a transaction.
+        feed.rights.replace(router.all_rights());
         let from = *feed.log.durable().borrow();
         tracing::info!(epoch = %feed.epoch, from = %from, "going on with the log");
         let stream = connected.connection.start_replication(&self.options.slot, from, PUBLICATION).await?;
         Ok((feed, router, stream, connected.database))
+    }
+
+    /// A slot made before the server knew failover slots (17), or by hand, becomes one.
+    async fn keep_on_standbys(&self, connected: &mut Connected) -> Result<(), IngestError> {
+        if !matches!(connected.found.slot, Some(FoundSlot { failover: Some(false), .. })) {
+            return Ok(());
+        }
+        let slot = &self.options.slot;
+        match connected.connection.set_failover(slot).await {
+            Ok(()) => tracing::info!(slot, "the replication slot is a failover slot now"),
+            Err(error) if error.server().is_some() => {
+                tracing::warn!(slot, %error, "the replication slot does not become a failover slot");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// A new slot and a new log.
@@ -216,11 +251,11 @@ impl Ingest {
             created => created?,
         };
         tracing::info!(slot, at = %created.consistent_point, "the replication slot is there");
-        let begun = self.begin_behind_slot(connected, created.consistent_point, shutdown).await?;
-        if begun.is_none() {
+        let begun = self.begin_behind_slot(connected, created.consistent_point, shutdown).await;
+        if !matches!(begun, Ok(Some(_))) {
             self.drop_unused_slot().await;
         }
-        Ok(begun)
+        begun
     }
 
     /// From a new slot to an open log; `None` on shutdown, which leaves the slot behind.
@@ -236,10 +271,10 @@ impl Ingest {
             opening::settle(client).await?;
             opening::read_catalog(client).await
         };
-        let Some(state) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
+        let Some(router) = shutdown.run_until_cancelled(preparing).await else { return Ok(None) };
         let mut opening_stream = OpeningStream {
             stream: connected.connection.start_replication(slot, consistent_point, PUBLICATION).await?,
-            router: Router::new(state?),
+            router: router?,
         };
         let id = format!("{:032x}", rand::random::<u128>());
         let greatest = opening::fence(connected.database.client().await?, &id).await?;
@@ -256,23 +291,22 @@ impl Ingest {
         let identity = &connected.found.identity;
         let epoch =
             Epoch::of(&identity.system_id.to_string(), &identity.database, slot, created_at, rand::random());
-        let router = opening_stream.router;
-        let beginning = Beginning {
-            epoch,
-            start,
-            greatest_committed_at: greatest.max(fence_time),
-            state: vec![
-                (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
-                (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
-                (STATE_SHAPES.to_owned(), b"0".to_vec()),
-            ],
-        };
+        let mut router = opening_stream.router;
+        let mut state = vec![
+            (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
+            (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
+            (STATE_SHAPES.to_owned(), b"0".to_vec()),
+        ];
+        state.append(&mut router.all_rights_state());
+        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
             .map_err(|_| IngestError::Protocol("making the log was given up"))??;
         let feed = Feed::new(log, start, Horizon::new(start));
         feed.set_directory(router.state());
+        feed.rights.set_several_issuers(self.options.several_issuers);
+        feed.rights.replace(router.all_rights());
         tracing::info!(epoch = %epoch, start = %start, "the log is open");
         self.feed.send_replace(Some(Arc::clone(&feed)));
         Ok(Some((feed, router, opening_stream.stream, connected.database)))
@@ -316,7 +350,6 @@ impl Ingest {
         let nudge = Arc::new(Notify::new());
         let poller = Poller {
             target: self.options.target.clone(),
-            slot: self.options.slot.clone(),
             interval: self.options.poll_interval,
             tables: asked,
             nudge: Arc::clone(&nudge),
@@ -349,7 +382,7 @@ impl Ingest {
     }
 }
 
-/// The stream before the log's beginning: only the catalog's changes count.
+/// The stream before the log's beginning: only changes of the catalog and of rights count.
 struct OpeningStream {
     stream: ReplicationStream,
     router: Router,
@@ -386,11 +419,21 @@ impl OpeningStream {
             match pgoutput::decode(body)? {
                 Message::Begin(begin) => (xid, committed_at) = (begin.xid, begin.commit_time.unix_micros()),
                 Message::Relation(relation) => self.router.relation(relation),
-                Message::Insert(insert) => self.router.before_beginning(insert.relid, &insert.new, false)?,
-                Message::Update(update) => self.router.before_beginning(update.relid, &update.new, false)?,
+                Message::Insert(insert) => {
+                    self.router.before_beginning(insert.relid, MemberChange::Insert(&insert.new))?;
+                }
+                Message::Update(update) => {
+                    let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
+                    self.router.before_beginning(update.relid, change)?;
+                }
                 Message::Delete(delete) => {
-                    let (pgoutput::OldTuple::Key(old) | pgoutput::OldTuple::Full(old)) = &delete.old;
-                    self.router.before_beginning(delete.relid, old, true)?;
+                    self.router.before_beginning(delete.relid, MemberChange::Delete(&delete.old))?;
+                }
+                Message::Truncate(truncate) => {
+                    for relid in &truncate.relids {
+                        self.router.table_truncated(*relid);
+                        self.router.truncate_catalog(*relid, Position::ZERO);
+                    }
                 }
                 Message::Message(message) if message.transactional && message.prefix == PREFIX => {
                     let opened = self.router.secret().open(xid, &message.content);
@@ -403,7 +446,7 @@ impl OpeningStream {
     }
 }
 
-fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
+fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {
     let start = log.watermark().borrow().lsn;
     // A log that never kept one was written before there was a horizon: all of it is looked at again.
     let at = match log.state(STATE_HORIZON)? {
@@ -411,13 +454,18 @@ fn resumed_feed(log: Arc<FjallLog>) -> Result<Arc<Feed>, IngestError> {
         None => log.oldest(),
     };
     let feed = Feed::new(log, start, Horizon::resumed(at, start));
-    feed.set_directory(restored_router(&feed)?.state());
+    let router = restored_router(&feed)?;
+    feed.set_directory(router.state());
+    feed.rights.set_several_issuers(several_issuers);
+    feed.rights.replace(router.all_rights());
     Ok(feed)
 }
 
 fn restored_router(feed: &Feed) -> Result<Router, IngestError> {
     let state: RouterState = read_state(feed, STATE_ROUTER)?.unwrap_or_default();
     let mut router = Router::new(state);
+    let kept = feed.log.states(STATE_GRANT)?.into_iter().chain(feed.log.states(STATE_REVOKED)?);
+    router.restore_rights(kept)?;
     router.reserve_shapes(read_state::<u32>(feed, STATE_SHAPES)?.unwrap_or(0));
     Ok(router)
 }
@@ -441,6 +489,32 @@ async fn status_interval(database: &mut Database) -> Result<Duration, IngestErro
     } else {
         third.clamp(Duration::from_millis(100), Duration::from_secs(10))
     })
+}
+
+/// What was told last: tries that end alike one after the other are one piece of news.
+#[derive(Debug, Default)]
+struct Told(Option<(String, Instant)>);
+
+impl Told {
+    fn is_news(&mut self, error: &IngestError) -> bool {
+        let text = error.to_string();
+        let known = self.0.as_ref().is_some_and(|(last, at)| *last == text && at.elapsed() < TELL_EVERY);
+        if !known {
+            self.0 = Some((text, Instant::now()));
+        }
+        !known
+    }
+}
+
+fn tell(error: &IngestError, wait: Duration) {
+    let cause = error_chain(error);
+    if error.slot_in_use() {
+        tracing::warn!(%error, cause, "this relay waits, and takes over when the slot is free");
+    } else if error.is_transient() {
+        tracing::warn!(%error, cause, retry_in = ?wait, "ingest was interrupted; it tries again until it works");
+    } else {
+        tracing::error!(%error, cause, retry_in = ?wait, "ingest has stopped; it goes on when this is mended");
+    }
 }
 
 /// The causes beneath an error, for the log.

@@ -103,6 +103,10 @@ pub struct ReadRequest<'a> {
     pub max_deliveries: usize,
     /// Stop after about so many bytes (but give at least one delivery).
     pub max_bytes: usize,
+    /// Stop after about so many entries were looked at, wanted or not, so that a rare table in a busy
+    /// audience costs no more than others. A transaction of which the page holds something is gone
+    /// through all the same: whether it goes on has to be known.
+    pub max_visited: usize,
 }
 
 /// What a range holds, merged from all its audiences in the order of positions.
@@ -113,12 +117,20 @@ pub struct Page {
     /// on append.
     pub transactions: Vec<Arc<Transaction>>,
     /// All of the range up to here was looked at: the request's `upto` (or the watermark, if that is
-    /// less) when `more` is false, else the position of the last delivery.
+    /// less) when `more` is false, else the position of the last delivery, or beyond it of the last
+    /// entry that `max_visited` let through.
     pub through: Position,
+    /// The range goes on. There may be nothing more in it, and nothing in this page.
     pub more: bool,
     /// The next delivery that the reader would get belongs to the last transaction of this page.
     pub cut: bool,
+    /// Where `max_visited` ended the page: the greatest commit time at or before `through`.
+    pub paused_at: Option<i64>,
 }
+
+/// Names of kept values that outlive the epoch begin with this: a log that takes another's place takes
+/// them over.
+pub const LASTING: &str = "lasting/";
 
 /// Numbers for people and metrics.
 #[derive(Debug, Clone, Copy, Default)]
@@ -253,14 +265,17 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     fn states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError>;
 
     /// Keeps a small named value beside the log: what belongs to no position, such as the registry of
-    /// devices. Readable at once, durable with the next group commit, gone with the epoch; `None`
-    /// removes. Anyone may call it at any time; of one name the last call counts.
+    /// devices. Readable at once, durable with the next group commit, gone with the epoch unless its name
+    /// begins with [`LASTING`]; `None` removes. Anyone may call it at any time; of one name the last call counts.
     fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError>;
 
     fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError>;
 
     /// All kept values whose names begin with `prefix`, in the order of their names.
     fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError>;
+
+    /// The same, at most so many and only names behind `after`: for going through many in bounded memory.
+    fn kept_page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>, LogError>;
 
     fn stats(&self) -> LogStats;
 }

@@ -19,7 +19,7 @@ const OLDEST_SERVER: i32 = 150_000;
 const INSTALL_LOCK: i64 = 0x0072_6f77_6361_7374;
 
 /// The files, in order.
-const SCRIPTS: [&str; 9] = [
+const SCRIPTS: [&str; 11] = [
     include_str!("../../sql/001_roles.sql"),
     include_str!("../../sql/002_catalog.sql"),
     include_str!("../../sql/003_topics.sql"),
@@ -28,6 +28,8 @@ const SCRIPTS: [&str; 9] = [
     include_str!("../../sql/006_identity.sql"),
     include_str!("../../sql/007_track.sql"),
     include_str!("../../sql/008_status.sql"),
+    include_str!("../../sql/009_grants.sql"),
+    include_str!("../../sql/010_candidates.sql"),
     include_str!("../../sql/099_finish.sql"),
 ];
 

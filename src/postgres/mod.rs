@@ -9,6 +9,7 @@ mod connect;
 mod conninfo;
 mod database;
 mod error;
+pub mod partitions;
 mod passfile;
 mod reach;
 mod settings;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
+use super::partitions::{self, Partitions};
 use super::types::{self, Type, TypeError};
 use crate::lsn::Lsn;
 
@@ -25,6 +26,22 @@ pub struct TableInfo {
     pub types: HashMap<u32, Arc<Type>>,
     /// Equal as long as nothing changed that could change rows or their meaning.
     pub fingerprint: String,
+    /// Where it is partitioned; its rows come under the names of the leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<Partitions>,
+}
+
+impl TableInfo {
+    /// The leaves that joined since `old`, if nothing else changed that could change rows.
+    pub fn joined(&self, old: &TableInfo) -> Option<Vec<u32>> {
+        fn own(info: &TableInfo) -> &str {
+            info.fingerprint.split_once(TREE).map_or(&info.fingerprint, |(own, _)| own)
+        }
+        if own(self) != own(old) {
+            return None;
+        }
+        self.partitions.as_ref()?.joined(old.partitions.as_ref()?)
+    }
 }
 
 /// An answer about a table, and up to where copies may be older than it.
@@ -32,6 +49,8 @@ pub struct TableInfo {
 pub struct TableFetch {
     /// `None`: there is no such table.
     pub info: Option<TableInfo>,
+    /// The leaves that joined since the last answer are known to have brought no rows.
+    pub joined_without_rows: bool,
     /// `pg_current_wal_insert_lsn()`, read after the answer.
     pub insert_lsn: Lsn,
 }
@@ -45,6 +64,9 @@ pub enum TableError {
     #[error("the database answered with an LSN that cannot be read")]
     Lsn,
 }
+
+/// Between the fingerprint of a table's own and that of its partitions.
+const TREE: char = '/';
 
 /// All that a DDL statement on a table, on the types of its columns or on its publication changes.
 ///
@@ -63,15 +85,26 @@ reached(relid, typid) AS (
         UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a
                   WHERE t.typrelid <> 0 AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
     ) n
+),
+-- What belongs to a partitioned table, at all levels. A partition attached again has another xmin.
+tree(root, relid, edge) AS (
+    SELECT NULL::oid, w.relid, NULL::text FROM wanted w JOIN pg_catalog.pg_class p ON p.oid = w.relid AND p.relkind = 'p'
+  UNION ALL
+    SELECT coalesce(t.root, t.relid), c.oid,
+        concat_ws(',', h.inhrelid, h.inhparent, h.xmin, c.relkind, c.relpersistence, c.relreplident,
+            (SELECT string_agg(concat_ws(',', i.indisprimary, i.indisreplident, i.indkey), ',' ORDER BY i.indisprimary, i.indisreplident)
+               FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)))
+    FROM tree t JOIN pg_catalog.pg_inherits h ON h.inhparent = t.relid AND NOT h.inhdetachpending
+    JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid
 )
-SELECT c.oid, md5(concat_ws('|',
+SELECT c.oid, concat_ws('/', md5(concat_ws('|',
     n.nspname, c.relname, c.relkind, c.relreplident,
     (SELECT string_agg(concat_ws(',', a.attnum, a.xmin, a.attname, a.atttypid, a.atttypmod, a.attnotnull), ';' ORDER BY a.attnum)
        FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
     (SELECT string_agg(concat_ws(',', i.indisprimary, i.indisreplident, i.indkey), ';' ORDER BY i.indisprimary, i.indisreplident)
        FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)),
     (SELECT string_agg(concat_ws(',', h.inhrelid, h.inhparent), ';' ORDER BY h.inhrelid, h.inhparent)
-       FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid OR h.inhrelid = c.oid),
+       FROM pg_catalog.pg_inherits h WHERE (h.inhparent = c.oid AND c.relkind <> 'p') OR h.inhrelid = c.oid),
     (SELECT string_agg(concat_ws(',', t.oid, t.typname, t.typtype, t.typbasetype), ';' ORDER BY t.oid)
        FROM reached r JOIN pg_catalog.pg_type t ON t.oid = r.typid WHERE r.relid = c.oid AND t.typnamespace <> 11),
     (SELECT string_agg(concat_ws(',', a.attrelid, a.attnum, a.xmin, a.attname, a.atttypid), ';' ORDER BY a.attrelid, a.attnum)
@@ -82,7 +115,7 @@ SELECT c.oid, md5(concat_ws('|',
     (SELECT string_agg(concat_ws(',', p.oid, pr.oid, pr.xmin, pr.prattrs, pr.prqual), ';' ORDER BY p.oid)
        FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel pr ON pr.prpubid = p.oid
        WHERE p.pubname = $2 AND pr.prrelid = c.oid)
-)) AS fingerprint
+)), (SELECT md5(string_agg(t.edge, ';' ORDER BY t.edge)) FROM tree t WHERE t.root = c.oid)) AS fingerprint
 FROM wanted w JOIN pg_catalog.pg_class c ON c.oid = w.relid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 "#;
@@ -129,6 +162,7 @@ pub async fn fetch(client: &Client, publication: &str, relid: u32) -> Result<Tab
         key.sort_unstable();
         let types = types::load(client, &oids).await?;
         let named = client.query_opt(NAME, &[&relid]).await?;
+        let partitions = partitions::fetch(client, relid).await?;
         let (after, insert_lsn) = fingerprints(client, publication, &[relid]).await?;
         if before != after {
             continue;
@@ -140,8 +174,9 @@ pub async fn fetch(client: &Client, publication: &str, relid: u32) -> Result<Tab
             primary_key: key.into_iter().map(|(_, name)| name).collect(),
             types,
             fingerprint,
+            partitions,
         });
-        return Ok(TableFetch { info, insert_lsn });
+        return Ok(TableFetch { info, joined_without_rows: false, insert_lsn });
     }
 }
 

@@ -14,7 +14,7 @@ use crate::topic::Pattern;
 use crate::wal::pgoutput::{Relation, Tuple, Value};
 
 /// Where the catalog lives.
-const SCHEMA: &str = "rowcast";
+pub(super) const SCHEMA: &str = "rowcast";
 
 /// One row of `rowcast.tables`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,8 @@ pub enum CatalogRowError {
     Missing(&'static str),
     #[error("a row of rowcast.tables has a {0} that cannot be read")]
     Unreadable(&'static str),
+    #[error("a row of rowcast.{table} has no {column} that can be read")]
+    Right { table: &'static str, column: &'static str },
     #[error(transparent)]
     Template(#[from] TemplateError),
 }
@@ -122,6 +124,11 @@ impl CatalogRow {
         Some(CatalogRow { table: relation.name.clone(), columns: columns.collect() })
     }
 
+    /// Which of the catalog's tables a relation is, if it is one.
+    pub(super) fn table_of(relation: &Relation) -> Option<&str> {
+        (relation.namespace == SCHEMA).then_some(relation.name.as_str())
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.columns.get(name).map(String::as_str)
     }
@@ -151,7 +158,7 @@ impl Tracked {
 }
 
 /// PostgreSQL's text of a one-dimensional `text[]` without NULLs.
-fn parse_text_array(text: &str) -> Option<Vec<String>> {
+pub(super) fn parse_text_array(text: &str) -> Option<Vec<String>> {
     let mut chars = text.strip_prefix('{')?.strip_suffix('}')?.chars().peekable();
     let mut elements = Vec::new();
     while chars.peek().is_some() {

@@ -10,14 +10,19 @@
 //! table is answered by a mark, never by a guess.
 
 mod catalog;
+mod grants;
+mod leaves;
 mod message;
+#[cfg(test)]
+mod partition_tests;
 mod plan;
+mod rights;
 mod row;
 mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -25,11 +30,15 @@ use serde::{Deserialize, Serialize};
 use crate::change::{Mark, Reason, Shape};
 use crate::position::Position;
 use crate::postgres::tables::{TableFetch, TableInfo};
-use crate::wal::pgoutput::{Relation, Tuple};
+use crate::wal::pgoutput::{OldTuple, Relation, Tuple};
+
+use leaves::Leaves;
 
 pub use catalog::{Catalog, CatalogChange, CatalogRow, CatalogRowError, Tracked};
+pub use grants::{GrantFault, GrantRule};
 pub use message::{Dropped, LogicalMessage, PREFIX, Secret};
 pub use plan::{Plan, PlanError};
+pub use rights::{MemberChange, STATE_GRANT, STATE_REVOKED};
 pub use row::{Debt, OldRow, Owed, Row, RowError, Supplied, Update};
 pub use template::{Template, TemplateError};
 
@@ -39,6 +48,9 @@ pub struct RouterState {
     pub catalog: Catalog,
     pub secret: Secret,
     pub tables: HashMap<u32, Known>,
+    /// By generation. What their rows grant is kept beside, one value for each row.
+    #[serde(default)]
+    pub grants: BTreeMap<i64, GrantRule>,
     next_shape: u32,
 }
 
@@ -50,6 +62,9 @@ pub struct Known {
     shape: Option<Arc<Shape>>,
     /// The stream does not carry what routing needs; its rows are left out until it does.
     blocked: bool,
+    /// Leaves of a partitioned table of which the same is true: they hold all of its rows up.
+    #[serde(default)]
+    weak: BTreeSet<u32>,
     /// It bore the catalog's name when it was first looked at, so the number is its own: another name
     /// later is a rename, and no other table.
     ours: bool,
@@ -64,7 +79,18 @@ pub struct Router {
     plans: HashMap<u32, Arc<Plan>>,
     /// Tables whose rows cannot be read until knowledge is newer than this position.
     unreadable: HashMap<u32, Position>,
+    leaves: Leaves,
+    rights: rights::Rights,
     changed: bool,
+}
+
+/// What of a row is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The new row alone, or none.
+    New,
+    /// The row before too: the identity has to suffice.
+    Old,
 }
 
 /// How the rows of a relation are to be treated at some position.
@@ -89,7 +115,7 @@ pub struct CatalogEffect {
 
 impl Router {
     pub fn new(state: RouterState) -> Self {
-        Router { state, ..Router::default() }
+        Router { leaves: Leaves::of(&state.tables), state, ..Router::default() }
     }
 
     pub fn state(&self) -> &RouterState {
@@ -122,6 +148,8 @@ impl Router {
     /// A Relation message: what follows under its number looks like this.
     pub fn relation(&mut self, relation: Relation) {
         self.plans.remove(&relation.relid);
+        self.leaves.announced(relation.relid);
+        self.forget_grant_plans(relation.relid);
         self.relations.insert(relation.relid, Arc::new(relation));
     }
 
@@ -130,35 +158,62 @@ impl Router {
     }
 
     /// How to read a row of `relid` that stands at `position`.
-    pub fn reading(&mut self, relid: u32, position: Position) -> Reading {
-        if let Some(plan) = self.plans.get(&relid) {
+    pub fn reading(&mut self, relid: u32, position: Position, need: Need) -> Reading {
+        let serves = |plan: &Plan| need == Need::New || plan.lacks.is_none();
+        if let Some(plan) = self.plans.get(&relid).filter(|plan| serves(plan)) {
             return Reading::Plan(Arc::clone(plan));
         }
-        let Some(tracked) = self.state.catalog.get(relid).cloned() else { return Reading::Skip };
-        if self.unreadable.get(&relid).is_some_and(|upto| position <= *upto) {
+        let Some(table) = self.table_of(relid) else {
+            let asked = self.leaves.is_stranger(relid) || !self.relations.contains_key(&relid);
+            return if asked { Reading::Skip } else { Reading::Ask };
+        };
+        let Some(tracked) = self.state.catalog.get(table).cloned() else { return Reading::Skip };
+        if self.unreadable.get(&table).is_some_and(|upto| position <= *upto) {
             return Reading::Skip;
         }
         let Some(relation) = self.relations.get(&relid).cloned() else { return Reading::Skip };
-        let Some(known) = self.state.tables.get(&relid).cloned() else { return Reading::Ask };
-        let compiled = Plan::compile(&relation, &tracked, &known, |shape| self.number(relid, shape));
+        let Some(known) = self.state.tables.get(&table).cloned() else { return Reading::Ask };
+        if known.blocked_besides(table, relid) {
+            return Reading::Skip;
+        }
+        let blocked = known.is_blocked();
+        let compiled = Plan::compile(&relation, &tracked, &known, |shape| self.number(table, shape));
         match compiled {
+            Ok(plan) if plan.lacks.is_some() && (blocked || need == Need::Old) => {
+                if blocked {
+                    return Reading::Skip;
+                }
+                let (leaf, column) = (&*relation.name, plan.lacks.as_deref());
+                tracing::error!(
+                    table = %tracked.table, leaf, column,
+                    "the replica identity of this partition does not carry a column that the key or the topics need: rows \
+                     of its table are not delivered until SELECT rowcast.track was run again for the table"
+                );
+                self.set_blocked(table, relid, true);
+                Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
+            }
             Ok(plan) => {
                 let plan = Arc::new(plan);
                 self.plans.insert(relid, Arc::clone(&plan));
-                if known.blocked {
-                    self.set_blocked(relid, false);
+                if blocked {
+                    self.set_blocked(table, relid, false);
                     return Reading::Mark(mark(&tracked, before(position), Reason::Identity));
                 }
                 Reading::Plan(plan)
             }
-            Err(_) if known.blocked => Reading::Skip,
+            Err(_) if blocked => Reading::Skip,
             Err(PlanError::Moved(_)) => Reading::Ask,
             Err(error @ (PlanError::Identity { .. } | PlanError::Name { .. })) => {
                 tracing::error!(table = %tracked.table, %error, "rows of this table are not delivered until it is mended");
-                self.set_blocked(relid, true);
+                self.set_blocked(table, relid, true);
                 Reading::Mark(mark(&tracked, Position::MAX, Reason::Identity))
             }
         }
+    }
+
+    /// What is known of a table.
+    pub fn known(&self, table: u32) -> Option<Arc<TableInfo>> {
+        self.state.tables.get(&table).map(|known| Arc::clone(&known.info))
     }
 
     /// Takes in what the database says of a table now. `at` is where the stream stands.
@@ -166,35 +221,61 @@ impl Router {
     /// Gives the mark that readers are owed: copies older than the answer may hold what the stream
     /// never told.
     pub fn learn(&mut self, relid: u32, fetch: TableFetch, at: Position) -> Option<Mark> {
+        self.learn_through(relid, relid, fetch, at)
+    }
+
+    /// The same, where the rows of `through` gave rise to the question: the table or a leaf of it.
+    pub fn learn_through(
+        &mut self,
+        relid: u32,
+        through: u32,
+        fetch: TableFetch,
+        at: Position,
+    ) -> Option<Mark> {
         let tracked = self.state.catalog.get(relid)?.clone();
         let upto = Position::boundary(fetch.insert_lsn).max(at);
         self.changed = true;
-        self.plans.remove(&relid);
+        self.forget_plans(relid);
         let Some(info) = fetch.info else {
             self.state.tables.remove(&relid);
+            self.leaves.forget(relid);
             self.unreadable.insert(relid, upto);
             return Some(mark(&tracked, upto, Reason::SchemaChanged));
         };
         let old = self.state.tables.get(&relid);
         let reason = match old {
             Some(known) if known.info.fingerprint == info.fingerprint => None,
+            // All rows of the leaves that joined are in the stream.
+            Some(known)
+                if info
+                    .joined(&known.info)
+                    .is_some_and(|joined| joined.is_empty() || fetch.joined_without_rows) =>
+            {
+                None
+            }
             Some(_) => Some(Reason::SchemaChanged),
             None => Some(Reason::NewlyTracked),
         };
         let named = (&info.schema, &info.name) == (&tracked.schema, &tracked.table);
         let (shape, ours, blocked) = old
             .map_or((None, named, false), |known| (known.shape.clone(), known.ours || named, known.blocked));
-        self.state.tables.insert(relid, Known { info: Arc::new(info), shape, ours, blocked });
+        let weak = old.map(|known| known.weak.clone()).unwrap_or_default();
+        let known = Known { info: Arc::new(info), shape, ours, blocked, weak };
+        self.leaves.learn(relid, &known);
+        self.state.tables.insert(relid, known);
         // If the stream still speaks of another shape, its rows up to here are those of the past; but if
         // it has passed the last answer, and this one is the same, it will not get any better.
         let passed = self.unreadable.remove(&relid).is_some_and(|upto| at > upto);
-        if let Some(relation) = self.relations.get(&relid).cloned()
+        if let Some(mark) = self.judge_leaves(&tracked, upto, reason) {
+            return Some(mark);
+        }
+        if let Some(relation) = self.relations.get(&through).cloned()
             && let Some(known) = self.state.tables.get(&relid).cloned()
             && let Err(PlanError::Moved(why)) = Plan::compile(&relation, &tracked, &known, Arc::new)
         {
             if passed && reason.is_none() {
                 tracing::error!(table = %tracked.table, %why, "rows of this table are not delivered until it is mended");
-                self.set_blocked(relid, true);
+                self.set_blocked(relid, through, true);
                 return Some(mark(&tracked, Position::MAX, Reason::Identity));
             }
             tracing::warn!(table = %tracked.table, %why, upto = %upto, "rows are left out until the stream reaches the new shape");
@@ -223,6 +304,9 @@ impl Router {
                 }
                 Ok(CatalogEffect::default())
             }
+            "grants" => self.put_grant(|name| row.get(name)).map(|()| CatalogEffect::default()),
+            "grant_seeds" => self.put_seeds(row).map(|()| CatalogEffect::default()),
+            "revocations" => self.put_revocation(|name| row.get(name)).map(|()| CatalogEffect::default()),
             _ => Ok(CatalogEffect::default()),
         }
     }
@@ -235,32 +319,57 @@ impl Router {
                 let change = self.state.catalog.remove(relid);
                 self.catalog_changed(change, at)
             }
+            ("grants", _) => {
+                if let Some(generation) = row.get("generation").and_then(|text| text.parse().ok()) {
+                    self.drop_grant(generation);
+                }
+                CatalogEffect::default()
+            }
+            ("revocations", _) => {
+                self.drop_revocation(row);
+                CatalogEffect::default()
+            }
             _ => CatalogEffect::default(),
         }
     }
 
-    /// A change of the stream before the log's beginning, where only the catalog counts and nobody has
-    /// copies that a mark could be for.
-    pub fn before_beginning(
-        &mut self,
-        relid: u32,
-        tuple: &Tuple,
-        deleted: bool,
-    ) -> Result<(), CatalogRowError> {
-        if let Some(row) = self.catalog_row(relid, tuple) {
-            if deleted {
-                self.delete_row(&row, Position::ZERO);
-            } else {
-                self.put_row(&row, Position::ZERO)?;
+    /// The name of a table, if it is one of the catalog's own.
+    fn catalog_table(&self, relid: u32) -> Option<&str> {
+        CatalogRow::table_of(self.relations.get(&relid)?)
+    }
+
+    /// A TRUNCATE at `at`, if it is of a table of the catalog: all of its rows are gone.
+    pub fn truncate_catalog(&mut self, relid: u32, at: Position) -> Option<CatalogEffect> {
+        let mut effect = CatalogEffect::default();
+        if self.catalog_table(relid)? == "tables" {
+            let relids: Vec<u32> = self.state.catalog.tables().map(|tracked| tracked.relid).collect();
+            for relid in relids {
+                let change = self.state.catalog.remove(relid);
+                effect.marks.extend(self.catalog_changed(change, at).marks);
             }
+        }
+        Some(effect)
+    }
+
+    /// A change of the stream before the log's beginning, where only the catalog and rights count and nobody has
+    /// copies that a mark could be for.
+    pub fn before_beginning(&mut self, relid: u32, change: MemberChange<'_>) -> Result<(), CatalogRowError> {
+        let (deleted, tuple) = match change {
+            MemberChange::Insert(new) | MemberChange::Update { new, .. } => (false, new),
+            MemberChange::Delete(OldTuple::Key(old) | OldTuple::Full(old)) => (true, old),
+        };
+        match self.catalog_row(relid, tuple) {
+            Some(row) if deleted => drop(self.delete_row(&row, Position::ZERO)),
+            Some(row) => drop(self.put_row(&row, Position::ZERO)?),
+            None => self.member_changed(relid, change),
         }
         Ok(())
     }
 
     /// The rows of a table up to here are of a shape that nobody knows any more.
-    pub fn leave_out(&mut self, relid: u32, upto: Position) {
-        self.unreadable.insert(relid, upto);
-        self.plans.remove(&relid);
+    pub fn leave_out(&mut self, table: u32, upto: Position) {
+        self.unreadable.insert(table, upto);
+        self.forget_plans(table);
     }
 
     fn catalog_changed(&mut self, change: CatalogChange, at: Position) -> CatalogEffect {
@@ -272,7 +381,8 @@ impl Router {
         };
         let relid = tracked.relid;
         self.changed = true;
-        self.plans.remove(&relid);
+        self.forget_plans(relid);
+        self.leaves.forget(relid);
         self.unreadable.remove(&relid);
         self.state.tables.remove(&relid);
         let mut marks = vec![mark(&tracked, at, reason)];
@@ -282,14 +392,23 @@ impl Router {
             Some(old) => marks.push(mark(&old, at, Reason::Untracked)),
             None => {}
         }
-        let ask = (reason != Reason::Untracked).then_some(relid);
+        // A leaf that was tracked by itself blocked the table that it belongs to.
+        let ask = if reason == Reason::Untracked { self.leaves.table(relid) } else { Some(relid) };
         CatalogEffect { marks, ask }
     }
 
-    fn set_blocked(&mut self, relid: u32, blocked: bool) {
-        if let Some(known) = self.state.tables.get_mut(&relid) {
-            known.blocked = blocked;
+    /// `relid`: the table itself, or the leaf that it is for.
+    fn set_blocked(&mut self, table: u32, relid: u32, blocked: bool) {
+        if let Some(known) = self.state.tables.get_mut(&table) {
+            match (relid == table, blocked) {
+                (true, _) => known.blocked = blocked,
+                (false, true) => drop(known.weak.insert(relid)),
+                (false, false) => drop(known.weak.remove(&relid)),
+            }
             self.changed = true;
+        }
+        if blocked {
+            self.forget_plans(table);
         }
     }
 

@@ -24,8 +24,12 @@ pub struct Plan {
     /// Where the primary key's columns stand.
     pub key: Vec<usize>,
     pub templates: Vec<(Template, Option<usize>)>,
+    /// The published columns as a record shows them: in the table's order, which is not that of a leaf.
+    pub record: Vec<usize>,
     /// The old row carries all columns.
     pub full_identity: bool,
+    /// Of a leaf: a column that its old rows lack. New rows can be read all the same.
+    pub lacks: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +83,7 @@ impl Plan {
             .iter()
             .map(|(name, ty)| PlanColumn::new(name, Arc::clone(ty), tracked.publishes(name)))
             .collect();
+        let record = published(&columns, 0..columns.len());
         let shape = Shape {
             id: 0,
             relid: tracked.relid,
@@ -87,12 +92,13 @@ impl Plan {
             name: Arc::clone(&tracked.name),
             key: primary_key.to_vec(),
             scopes: tracked.scopes(),
-            columns: published(&columns),
+            columns: contents(&columns, &record),
         };
-        Ok(Plan { shape: Arc::new(shape), columns, key, templates, full_identity: true })
+        Ok(Plan { shape: Arc::new(shape), columns, key, templates, record, full_identity: true, lacks: None })
     }
 
-    /// `shape_of` gives the shape of these contents its number.
+    /// Of the table's own relation or, where it is partitioned, that of a leaf. `shape_of` gives the shape
+    /// of these contents its number.
     pub fn compile(
         relation: &Relation,
         tracked: &Tracked,
@@ -102,7 +108,12 @@ impl Plan {
         let info = &known.info;
         let table = || format!("{}.{}", relation.namespace, relation.name);
         // Rows of another table must never be routed by this one's topics.
-        if !known.ours && (&relation.namespace, &relation.name) != (&tracked.schema, &tracked.table) {
+        let leaf_of = known.info.partitions.as_ref().filter(|_| relation.relid != tracked.relid);
+        let found = match leaf_of {
+            Some(_) => (&info.schema, &info.name),
+            None => (&relation.namespace, &relation.name),
+        };
+        if !known.ours && found != (&tracked.schema, &tracked.table) {
             return Err(PlanError::Name {
                 found: table(),
                 tracked: format!("{}.{}", tracked.schema, tracked.table),
@@ -128,27 +139,38 @@ impl Plan {
         for template in &tracked.templates {
             templates.push((template.clone(), template.column().map(&find).transpose()?));
         }
-        let needed = key.iter().copied().chain(templates.iter().filter_map(|(_, column)| *column));
-        let full_identity = relation.identity == ReplicaIdentity::Full;
-        for index in needed {
-            if !full_identity && !relation.columns[index].key {
-                return Err(PlanError::Identity {
-                    table: table(),
-                    column: relation.columns[index].name.to_string(),
-                });
+        let order: Vec<usize> = match leaf_of {
+            None => (0..columns.len()).collect(),
+            Some(partitions) if partitions.columns.len() == columns.len() => {
+                partitions.columns.iter().map(|name| find(name)).collect::<Result<_, _>>()?
             }
+            Some(_) => {
+                return Err(PlanError::Moved(format!(
+                    "{} is sent with other columns than its table has",
+                    table()
+                )));
+            }
+        };
+        let record = published(&columns, order);
+        let mut needed = key.iter().copied().chain(templates.iter().filter_map(|(_, column)| *column));
+        let full_identity = relation.identity == ReplicaIdentity::Full;
+        let lacking = needed.find(|index| !full_identity && !relation.columns[*index].key);
+        let lacks = lacking.map(|index| Arc::clone(&columns[index].name));
+        if let Some(column) = lacks.as_ref().filter(|_| leaf_of.is_none()) {
+            return Err(PlanError::Identity { table: table(), column: column.to_string() });
         }
+        let (schema, name) = found;
         let shape = shape_of(Shape {
             id: 0,
-            relid: relation.relid,
-            schema: relation.namespace.to_string(),
-            table: relation.name.to_string(),
+            relid: tracked.relid,
+            schema: schema.clone(),
+            table: name.clone(),
             name: Arc::clone(&tracked.name),
             key: info.primary_key.clone(),
             scopes: tracked.scopes(),
-            columns: published(&columns),
+            columns: contents(&columns, &record),
         });
-        Ok(Plan { shape, columns, key, templates, full_identity })
+        Ok(Plan { shape, columns, key, templates, record, full_identity, lacks })
     }
 }
 
@@ -161,7 +183,12 @@ impl PlanColumn {
     }
 }
 
-fn published(columns: &[PlanColumn]) -> Vec<(String, Quoting)> {
-    let published = columns.iter().filter(|column| column.published);
+/// Those of the columns in this order that leave the database.
+fn published(columns: &[PlanColumn], order: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    order.into_iter().filter(|index| columns[*index].published).collect()
+}
+
+fn contents(columns: &[PlanColumn], record: &[usize]) -> Vec<(String, Quoting)> {
+    let published = record.iter().map(|index| &columns[*index]);
     published.map(|column| (column.name.to_string(), Quoting::of(&column.ty))).collect()
 }

@@ -264,7 +264,7 @@ impl Plan {
         let mut out = Vec::with_capacity(size + row.len() * 16);
         let mut unchanged = Vec::new();
         out.push(b'{');
-        for (index, column) in self.columns.iter().enumerate().filter(|(_, column)| column.published) {
+        for (index, column) in self.record.iter().map(|index| (*index, &self.columns[*index])) {
             let found = supplied.iter().find(|(owed, _)| *owed == index);
             if matches!(row[index], Value::UnchangedToast) && found.is_none() {
                 unchanged.push(column.name.clone());

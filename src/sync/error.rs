@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::full::FullError;
 use super::problem::Problem;
+use crate::auth::AuthError;
 use crate::change::Reason;
 use crate::json::object::RecordError;
 use crate::log::LogError;
@@ -25,6 +26,9 @@ pub enum SyncError {
     Cursor,
     #[error("the topic `{0}` is not granted to this token; ask for topics within its grants")]
     NotGranted(Pattern),
+    /// While the answer was made.
+    #[error(transparent)]
+    Token(#[from] AuthError),
     #[error(
         "these tables cannot be synced from the given position; fetch them anew and go on with a new cursor"
     )]
@@ -62,6 +66,7 @@ impl SyncError {
             SyncError::Topic { .. } => "invalid_topic",
             SyncError::Cursor => "invalid_cursor",
             SyncError::NotGranted(_) => "not_granted",
+            SyncError::Token(error) => error.code(),
             SyncError::FullRequired(_) => "full_sync_required",
             SyncError::Expired => "full_sync_expired",
             SyncError::Full(error) => error.told().0,
@@ -76,6 +81,7 @@ impl SyncError {
             SyncError::Failed(error) => error.status(),
             SyncError::Body(_) | SyncError::Field { .. } | SyncError::Topic { .. } | SyncError::Cursor => 400,
             SyncError::NotGranted(_) => 403,
+            SyncError::Token(_) => 401,
             SyncError::FullRequired(_) => 409,
             SyncError::Expired => 410,
             SyncError::Full(_) => 503,

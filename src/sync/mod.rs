@@ -16,10 +16,12 @@ pub mod coverage;
 mod error;
 pub mod full;
 pub mod page;
+mod pending;
 pub mod plan;
 pub mod problem;
 mod reading;
 mod request;
+mod rights;
 mod stream;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -31,7 +33,8 @@ use std::time::Duration;
 
 pub use answer::{Head, SyncAnswer, TableHead, Tail};
 pub use error::SyncError;
-pub use full::{FullOptions, FullStream, FullSync, Served};
+pub use full::{FullOptions, FullStream, FullSync, PageToken, Served};
+pub use pending::{MAX_PENDING, Pending, pending};
 pub use problem::Problem;
 pub use request::{MAX_LIMIT, SyncRequest};
 pub use stream::SyncStream;
@@ -70,7 +73,15 @@ pub fn sync(feed: &Feed, identity: &Identity, request: &SyncRequest) -> Result<S
     Ok(SyncAnswer { head, changes: part.changes, tail })
 }
 
-/// Answers with one page: of the log, or of a full answer where some table needs one.
+/// What a request comes to.
+#[derive(Debug)]
+pub enum Answered<T> {
+    Log(T),
+    /// Some table needs a full answer: it is made, or was made before, under this token.
+    Full(PageToken),
+}
+
+/// Answers with one page of the log, or begins a full answer.
 ///
 /// `server_end` is the end of the server's WAL as far as the relay knows it.
 pub async fn answer(
@@ -79,52 +90,43 @@ pub async fn answer(
     identity: Arc<Identity>,
     request: SyncRequest,
     server_end: Lsn,
-) -> Result<Served, SyncError> {
+) -> Result<Answered<SyncAnswer>, SyncError> {
     if let Some(token) = request.page {
-        return full.page(&identity, token).await;
+        return Ok(Answered::Full(token));
     }
     catch_up(&feed, &request, server_end).await?;
     let reading = (Arc::clone(&feed), Arc::clone(&identity), request.clone());
     let incremental = tokio::task::spawn_blocking(move || sync(&reading.0, &reading.1, &reading.2)).await?;
-    match incremental {
-        Ok(answer) => Ok(Served { body: answer.to_json(), completes_full: false }),
-        Err(SyncError::FullRequired(_)) => {
-            let token = full.begin(feed, &identity, request)?;
-            full.page(&identity, token).await
-        }
-        Err(error) => Err(error),
-    }
+    or_full(incremental, full, feed, &identity, request)
 }
 
-/// An NDJSON answer.
-#[derive(Debug)]
-pub enum Lines {
-    /// Call [`SyncStream::next_lines`] where blocking is allowed.
-    Log(Box<SyncStream>),
-    Full(FullStream),
-}
-
-/// As [`answer()`], for the NDJSON form.
+/// As [`answer()`], for the NDJSON form: call [`SyncStream::next_lines`] where blocking is allowed.
 pub async fn stream(
     full: &Arc<FullSync>,
     feed: Arc<Feed>,
     identity: Arc<Identity>,
     request: SyncRequest,
     server_end: Lsn,
-) -> Result<Lines, SyncError> {
+) -> Result<Answered<SyncStream>, SyncError> {
     if let Some(token) = request.page {
-        return Ok(Lines::Full(full.lines(&identity, token).await?));
+        return Ok(Answered::Full(token));
     }
     catch_up(&feed, &request, server_end).await?;
     let reading = (Arc::clone(&feed), Arc::clone(&identity), request.clone());
-    let opened =
-        tokio::task::spawn_blocking(move || SyncStream::open(reading.0, &reading.1, &reading.2)).await?;
-    match opened {
-        Ok(stream) => Ok(Lines::Log(Box::new(stream))),
-        Err(SyncError::FullRequired(_)) => {
-            let token = full.begin(feed, &identity, request)?;
-            Ok(Lines::Full(full.lines(&identity, token).await?))
-        }
+    let opened = tokio::task::spawn_blocking(move || SyncStream::open(reading.0, &reading.1, &reading.2));
+    or_full(opened.await?, full, feed, &identity, request)
+}
+
+fn or_full<T>(
+    incremental: Result<T, SyncError>,
+    full: &Arc<FullSync>,
+    feed: Arc<Feed>,
+    identity: &Identity,
+    request: SyncRequest,
+) -> Result<Answered<T>, SyncError> {
+    match incremental {
+        Ok(answer) => Ok(Answered::Log(answer)),
+        Err(SyncError::FullRequired(_)) => Ok(Answered::Full(full.begin(feed, identity, request)?)),
         Err(error) => Err(error),
     }
 }

@@ -12,6 +12,7 @@ use super::error::SyncError;
 use super::page::{Entry, Stretch, compact};
 use super::plan::{Basis, Plan, check_grants, plan};
 use super::request::SyncRequest;
+use super::rights;
 use crate::auth::Identity;
 use crate::change::Reason;
 use crate::feed::Feed;
@@ -26,9 +27,13 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// A transaction that has no more changes than a page may hold, but more bytes, is given whole up to
 /// this size. Bounds the memory of one request.
 const TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
+/// A page ends after so many entries, also such that the request does not want: a rare table in a busy
+/// audience must not hold a place among the readers for long.
+const PAGE_VISITS: usize = if cfg!(test) { 3 } else { 64 * 1024 };
 
 #[derive(Debug)]
 pub(super) struct Reading {
+    identity: Identity,
     /// With the topics that it stands for.
     pub(super) request: SyncRequest,
     pub(super) plan: Plan,
@@ -86,7 +91,8 @@ impl Reading {
         let coverage = Coverage::new(&request.topics, request.tables.as_deref());
         let (directory, marks) = (feed.directory(), feed.log.marks());
         let plan = plan(&request, basis, covered.as_ref(), &directory, &marks, watermark.position());
-        Ok(Reading { request, plan, coverage, revoked, covered, watermark, basis, marks_version })
+        let identity = identity.clone();
+        Ok(Reading { identity, request, plan, coverage, revoked, covered, watermark, basis, marks_version })
     }
 
     /// Of the marks that the plan was made with.
@@ -111,9 +117,10 @@ impl Reading {
                 nothing_up_to(self.watermark.position())
             }
         };
+        rights::check(feed, &self.identity, &self.request.topics)?;
         self.check_marks(feed, after)?;
         let stretch = Stretch::of(&page);
-        let sync_timestamp = match (stretch.more, stretch.greatest_committed_at()) {
+        let sync_timestamp = match (stretch.more, page.paused_at.or(stretch.greatest_committed_at())) {
             (false, _) => self.watermark.greatest_committed_at,
             (true, Some(greatest)) => greatest,
             (true, None) => return Err(LogError::Corrupt("a page without changes that goes on").into()),
@@ -139,12 +146,14 @@ impl Reading {
             upto,
             max_deliveries: limit,
             max_bytes: PAGE_BYTES,
+            max_visited: PAGE_VISITS,
         };
         let page = feed.log.read(&request)?;
         match first_if_cut_by_bytes(&page, limit) {
             Some(commit) => {
                 let upto = Position::new(commit, u32::MAX);
-                let whole = feed.log.read(&ReadRequest { upto, max_bytes: TRANSACTION_BYTES, ..request })?;
+                let (max_bytes, max_visited) = (TRANSACTION_BYTES, usize::MAX);
+                let whole = feed.log.read(&ReadRequest { upto, max_bytes, max_visited, ..request })?;
                 Ok(ended_at_last_delivery(whole))
             }
             None => Ok(page),
@@ -208,7 +217,7 @@ fn basis(
 }
 
 fn nothing_up_to(through: Position) -> Page {
-    Page { transactions: Vec::new(), through, more: false, cut: false }
+    Page { transactions: Vec::new(), through, more: false, cut: false, paused_at: None }
 }
 
 /// The commit of a page's only transaction, if it was its bytes that cut it.

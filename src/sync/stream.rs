@@ -28,6 +28,7 @@ pub struct SyncStream {
     total_changes: usize,
     began: bool,
     ended: bool,
+    complete: bool,
 }
 
 impl SyncStream {
@@ -35,7 +36,12 @@ impl SyncStream {
     pub fn open(feed: Arc<Feed>, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         let reading = Reading::begin(&feed, identity, request)?;
         let after = reading.plan.after;
-        Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false })
+        Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false, complete: false })
+    }
+
+    /// Whether the device was sent all that there is for it.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The next lines, about one page of them; `None` after the last ones. Blocks.
@@ -78,6 +84,7 @@ impl SyncStream {
             total_rows: None,
         };
         tail.write_line(out);
+        self.complete = !part.more;
         Ok(())
     }
 }

@@ -1,21 +1,24 @@
 //! What holds for every answer, whatever its handler did: it is never cached, an error is a problem
-//! document, a panic is a bare 500, and it is counted. The URL's query, which may hold a token, is
-//! looked at nowhere here.
+//! document, a panic is a bare 500, it says how the sender's rate limit stands, and it is counted. The
+//! URL's query, which may hold a token, is looked at nowhere here.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::Extension;
-use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, header};
+use axum::body::HttpBody;
+use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::line::Caller;
 use super::metrics::count_request;
 use super::problem_response::ProblemResponse;
+use super::rate::Standing;
 
 /// Time in which the head of an answer must be there, the request's body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -23,10 +26,16 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a request waits for a place among those that are answered at once.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn every_answer(request: Request, next: Next) -> Response {
+pub(super) async fn every_answer(mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let caller = request.extensions().get::<ConnectInfo<Caller>>().cloned();
+    if let Some(ConnectInfo(caller)) = &caller {
+        caller.head_came();
+    }
+    let tally = Tally::default();
+    request.extensions_mut().insert(tally.clone());
     // Nothing of the request is used after a panic, and shared state recovers its locks.
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
@@ -38,8 +47,28 @@ pub(super) async fn every_answer(request: Request, next: Next) -> Response {
         response = explain(response);
     }
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(standing) = tally.0.get() {
+        standing.write(response.headers_mut());
+    }
+    // The end of a stream is not seen from here; and what follows an upgrade is no request.
+    let ends_here =
+        status != StatusCode::SWITCHING_PROTOCOLS && response.body().size_hint().exact().is_some();
+    if let Some(ConnectInfo(caller)) = caller.filter(|_| ends_here) {
+        caller.await_head();
+    }
     count_request(&method, route.as_ref(), status, begun.elapsed());
     response
+}
+
+/// How the rate limit stands that a request took from, from its extractor to its answer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tally(Arc<OnceLock<Standing>>);
+
+impl Tally {
+    pub(super) fn set(&self, standing: Standing) {
+        // The first one counts; a request takes from one bucket.
+        let _ = self.0.set(standing);
+    }
 }
 
 pub(super) async fn in_time(request: Request, next: Next) -> Response {

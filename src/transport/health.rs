@@ -20,7 +20,18 @@ use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
 /// What this version can do, for clients that choose by it.
-const FEATURES: &[&str] = &["websocket", "replay", "sync", "sync_ndjson", "broadcast"];
+const FEATURES: &[&str] = &[
+    "websocket",
+    "sse",
+    "long_poll",
+    "replay",
+    "sync",
+    "sync_ndjson",
+    "full_sync",
+    "broadcast",
+    "devices",
+    "messages",
+];
 
 #[derive(Serialize)]
 struct Health {
@@ -52,6 +63,8 @@ pub(super) async fn health(State(relay): State<Arc<Relay>>) -> Response {
 #[serde(rename_all = "snake_case")]
 enum NotReady {
     ShuttingDown,
+    /// Another relay streams; this one takes over when that one goes.
+    Standby,
     NotStreaming,
     NoLog,
     LagBytes,
@@ -91,6 +104,8 @@ fn look(relay: &Relay) -> Readiness {
     let limits = &relay.limits;
     let reason = if relay.shutdown.is_cancelled() {
         Some(NotReady::ShuttingDown)
+    } else if state == ingest::State::Waiting {
+        Some(NotReady::Standby)
     } else if state != ingest::State::Streaming {
         Some(NotReady::NotStreaming)
     } else if feed.is_none() {
@@ -99,7 +114,7 @@ fn look(relay: &Relay) -> Readiness {
         Some(NotReady::LagBytes)
     } else if u128::from(lag_micros.unsigned_abs()) > limits.ready_lag_time.as_micros() {
         Some(NotReady::LagTime)
-    } else if !relay.verifier.keys_available() {
+    } else if relay.verifier.as_ref().is_some_and(|verifier| !verifier.keys_available()) {
         Some(NotReady::KeysUnavailable)
     } else {
         None

@@ -15,16 +15,22 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+
+use super::line::Line;
 
 /// File descriptors that are left to the log, to PostgreSQL and to the process itself.
 const RESERVED_FILES: u64 = 256;
 
 /// More connections than any machine serves; keeps an unlimited process countable.
 const MOST_CONNECTIONS: u64 = 1 << 20;
+
+/// Connections to the operator's address at once, out of the reserved files.
+const OPERATION_PLACES: usize = 32;
 
 /// How often a full house is reported.
 const FULL_REPORT: Duration = Duration::from_secs(60);
@@ -33,6 +39,7 @@ const FULL_REPORT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct FrontDoor {
     listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
     places: Arc<Semaphore>,
     /// Nothing written for so long: the connection is closed.
     patience: Duration,
@@ -45,8 +52,20 @@ impl FrontDoor {
         Self::with_places(listener, patience, connections(raise_open_files()))
     }
 
+    /// For the operator: few connections, which have their places even when devices have taken all others.
+    pub(crate) fn for_operation(listener: TcpListener, patience: Duration) -> Self {
+        Self::with_places(listener, patience, OPERATION_PLACES)
+    }
+
+    /// Connections are under TLS.
+    #[must_use]
+    pub(crate) fn with_tls(mut self, tls: Option<Arc<ServerConfig>>) -> Self {
+        self.tls = tls;
+        self
+    }
+
     fn with_places(listener: TcpListener, patience: Duration, places: usize) -> Self {
-        FrontDoor { listener, places: Arc::new(Semaphore::new(places)), patience, reported: None }
+        FrontDoor { listener, tls: None, places: Arc::new(Semaphore::new(places)), patience, reported: None }
     }
 
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
@@ -78,10 +97,10 @@ fn connections(files: u64) -> usize {
 }
 
 impl Listener for FrontDoor {
-    type Io = Connection;
+    type Io = Line;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Line, SocketAddr) {
         let place = self.place().await;
         let (stream, address) = Listener::accept(&mut self.listener).await;
         if let Err(error) = stream.set_nodelay(true) {
@@ -94,7 +113,7 @@ impl Listener for FrontDoor {
             alarm: Box::pin(tokio::time::sleep(self.patience)),
             _place: place,
         };
-        (connection, address)
+        (Line::new(connection, address, self.tls.as_ref()), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -25,7 +25,7 @@ const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Upper bounds of a request's duration, in seconds.
 const SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
-const STATES: [&str; 4] = ["connecting", "opening", "streaming", "failed"];
+const STATES: [&str; 5] = ["connecting", "opening", "streaming", "waiting", "failed"];
 
 /// The process's recorder, installed at the first call.
 pub(crate) fn install() -> PrometheusHandle {
@@ -65,6 +65,14 @@ fn describe() {
     describe_gauge!("rowcast_sessions", "live connections of devices");
     describe_gauge!("rowcast_users", "users with a live connection");
     describe_gauge!("rowcast_devices", "devices of users with a live connection");
+    describe_gauge!(
+        "rowcast_devices_unwritten",
+        "reports for the registry of devices that are not in the log yet"
+    );
+    describe_counter!(
+        "rowcast_devices_passed_over_total",
+        "reports for the registry of devices that there was no room for"
+    );
     describe_gauge!("rowcast_log_bytes", Unit::Bytes, "the log's size on disk");
     describe_gauge!("rowcast_log_spans", "spans of time that the log is kept in");
     describe_gauge!("rowcast_log_queued_bytes", Unit::Bytes, "accepted by the log and not yet readable");
@@ -74,6 +82,12 @@ fn describe() {
         "WAL that the slot keeps PostgreSQL from removing"
     );
     describe_gauge!("rowcast_slot_wal_limit_bytes", Unit::Bytes, "max_slot_wal_keep_size; 0 is no limit");
+    describe_gauge!(
+        "rowcast_wal_limit_bytes",
+        Unit::Bytes,
+        "wal_limit: beyond it the relay drops its slot; 0 is never"
+    );
+    describe_counter!("rowcast_slots_dropped_total", "slots that the relay dropped because of wal_limit");
     describe_gauge!("rowcast_wal_alert", "1 while more WAL is held than wal_alert or half of the limit");
     describe_gauge!(
         "rowcast_synchronous_standby",
@@ -100,6 +114,16 @@ fn describe() {
     describe_gauge!("rowcast_jwks_keys", "keys of jwks_url that tokens are checked with");
     describe_gauge!("rowcast_jwks_failing", "1 while fetches of jwks_url fail");
     describe_counter!("rowcast_new_epochs_total", "logs begun anew because history was lost");
+    describe_counter!(
+        "rowcast_rate_limited_total",
+        "requests and sockets refused by a rate limit, by bucket"
+    );
+    describe_counter!("rowcast_tls_handshake_failures_total", "connections that did not get as far as HTTP");
+    describe_gauge!(
+        "rowcast_tls_certificate_expiry_seconds",
+        Unit::Seconds,
+        "when the certificate in force ends, as Unix time"
+    );
     describe_counter!("rowcast_http_requests_total", "answered requests by route, method and status");
     describe_histogram!(
         "rowcast_http_request_seconds",
@@ -162,6 +186,7 @@ fn set_gauges(relay: &Relay) {
     gauge!("rowcast_sessions").set(sessions as f64);
     gauge!("rowcast_users").set(users as f64);
     gauge!("rowcast_devices").set(relay.sessions.devices() as f64);
+    gauge!("rowcast_devices_unwritten").set(relay.devices.unwritten() as f64);
     let set_lsn =
         |stage: &'static str, lsn: Lsn| gauge!("rowcast_lsn", "stage" => stage).set(lsn.get() as f64);
     set_lsn("server", progress.server_end());

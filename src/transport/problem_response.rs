@@ -10,6 +10,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::gate::Refusal;
 use crate::auth::AuthError;
 use crate::sync::SyncError;
 use crate::sync::problem::{CONTENT_TYPE, Problem};
@@ -29,10 +30,26 @@ impl ProblemResponse {
 
     /// Nothing was wrong with the request; it may succeed after so long.
     pub(crate) fn unavailable(code: &'static str, detail: impl Into<String>, retry_after: Duration) -> Self {
-        // Whole seconds, and never earlier than meant.
-        let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-        let problem = Problem::new(503, code, detail);
-        problem.retry_after(u32::try_from(seconds).unwrap_or(u32::MAX)).into()
+        Problem::new(503, code, detail).retry_after(whole_seconds(retry_after)).into()
+    }
+
+    /// A page of this origin may not open sockets.
+    pub(super) fn foreign_origin() -> Self {
+        let detail = "pages of this origin may not connect; name it in the relay's setting allowed_origins";
+        ProblemResponse::new(StatusCode::FORBIDDEN, "origin_not_allowed", detail)
+    }
+
+    /// A relay without authentication was asked by a name.
+    pub(super) fn foreign_host() -> Self {
+        let detail =
+            "without authentication the relay answers to localhost and addresses alone, not to names";
+        ProblemResponse::new(StatusCode::MISDIRECTED_REQUEST, "host_not_allowed", detail)
+    }
+
+    /// One user asks for more than is given to one; there may be room after so long.
+    pub(crate) fn too_many(code: &'static str, detail: impl Into<String>, retry_after: Duration) -> Self {
+        let seconds = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
+        Problem::new(429, code, detail).retry_after(seconds).into()
     }
 
     /// What nobody foresaw. `cause` goes to the log and nowhere else.
@@ -66,6 +83,9 @@ impl From<Problem> for ProblemResponse {
 
 impl From<SyncError> for ProblemResponse {
     fn from(error: SyncError) -> Self {
+        if let SyncError::Token(error) = error {
+            return error.into();
+        }
         if error.is_internal() {
             tracing::error!(%error, "a sync failed");
         }
@@ -90,6 +110,24 @@ impl From<AuthError> for ProblemResponse {
         let challenge = challenge.unwrap_or(HeaderValue::from_static("Bearer"));
         ProblemResponse { problem: Problem::new(401, error.code(), detail), challenge: Some(challenge) }
     }
+}
+
+impl From<Refusal> for ProblemResponse {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Token(error) => error.into(),
+            Refusal::TooOften(standing) => {
+                let problem = Problem::new(429, "rate_limited", standing.detail());
+                problem.retry_after(whole_seconds(standing.retry_after().unwrap_or_default())).into()
+            }
+        }
+    }
+}
+
+/// Never earlier than meant.
+fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 impl IntoResponse for ProblemResponse {

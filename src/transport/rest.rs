@@ -20,13 +20,15 @@ use super::guard::{self, Places};
 use super::http_auth::Authenticated;
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use crate::auth::Identity;
-use crate::sync::{self, Lines, SyncRequest};
+use crate::auth::{AuthError, Identity};
+use crate::devices::Labels;
+use crate::sync::{self, Answered, FullStream, SyncRequest, SyncStream};
+use crate::timestamp::PgTimestamp;
 
 const NDJSON: &str = "application/x-ndjson";
 
 /// When a device should come back that came before the first log was open.
-const NO_LOG_RETRY: Duration = Duration::from_secs(2);
+pub(super) const NO_LOG_RETRY: Duration = Duration::from_secs(2);
 
 type Pairs = Vec<(String, String)>;
 
@@ -60,35 +62,113 @@ pub(super) async fn sync_by_body(
 }
 
 async fn answer(
-    relay: &Relay,
+    relay: &Arc<Relay>,
     places: &Semaphore,
     identity: Identity,
     request: SyncRequest,
     headers: &HeaderMap,
 ) -> Result<Response, ProblemResponse> {
-    let _place = guard::place(places).await?;
+    let place = guard::place(places).await?;
     let Some(feed) = relay.current_feed() else {
         let detail = "the relay has no log yet; /ready says why";
         return Err(ProblemResponse::unavailable("not_ready", detail, NO_LOG_RETRY));
     };
+    let labels = Labels::new(request.device_type.clone(), request.app_version.clone());
+    relay.devices.seen(&identity.user, &request.device_id, labels);
+    let device = Arc::clone(&request.device_id);
     let (identity, server_end) = (Arc::new(identity), relay.progress.server_end());
     if wants_ndjson(headers) {
-        let lines = sync::stream(&relay.full, feed, identity, request, server_end).await?;
-        return Ok(with_type(NDJSON, Body::from_stream(pages(lines))));
+        let answered =
+            sync::stream(&relay.full, Arc::clone(&feed), Arc::clone(&identity), request, server_end).await?;
+        // Who waits for the database must not keep readers of the log waiting.
+        drop(place);
+        let lines = match answered {
+            Answered::Log(stream) => Lines::Log(Box::new(stream)),
+            Answered::Full(token) => Lines::Full(relay.full.lines(&feed, &identity, token).await?),
+        };
+        let reader = LineReader { relay: Arc::clone(relay), identity, device };
+        return Ok(with_type(NDJSON, Body::from_stream(pages(lines, reader))));
     }
-    let served = sync::answer(&relay.full, feed, identity, request, server_end).await?;
-    Ok(with_type("application/json", served.body.into()))
+    let answered =
+        sync::answer(&relay.full, Arc::clone(&feed), Arc::clone(&identity), request, server_end).await?;
+    drop(place);
+    let (body, has_more, completes_full) = match answered {
+        Answered::Log(answer) => (answer.to_json(), answer.tail.has_more, false),
+        Answered::Full(token) => {
+            let served = relay.full.page(&feed, &identity, token).await?;
+            (served.body, !served.completes_full, served.completes_full)
+        }
+    };
+    if !has_more {
+        relay.devices.answered(&identity.user, &device);
+    }
+    if completes_full {
+        relay.devices.synced(&identity.user, &device);
+    }
+    Ok(with_type("application/json", body.into()))
 }
 
-/// The next page is read when the device has taken the one before.
-fn pages(lines: Lines) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
-    stream::try_unfold(lines, async |lines| match lines {
-        Lines::Log(mut stream) => {
-            let step = move || stream.next_lines().map(|lines| (lines, Lines::Log(stream)));
-            tokio::task::spawn_blocking(step).await
+/// An NDJSON answer under way.
+enum Lines {
+    Log(Box<SyncStream>),
+    Full(FullStream),
+    /// Nothing follows what was said last.
+    Over,
+}
+
+/// Who takes it.
+struct LineReader {
+    relay: Arc<Relay>,
+    identity: Arc<Identity>,
+    device: Arc<str>,
+}
+
+impl LineReader {
+    fn has_expired(&self) -> bool {
+        self.identity.has_expired(PgTimestamp::now().unix_micros().div_euclid(1_000_000))
+    }
+
+    /// The answer has been taken to its end.
+    fn done(&self, lines: &Lines) {
+        let devices = &self.relay.devices;
+        let complete = match lines {
+            Lines::Log(stream) => stream.is_complete(),
+            Lines::Full(stream) => stream.is_complete(),
+            Lines::Over => false,
+        };
+        if complete {
+            devices.answered(&self.identity.user, &self.device);
+            if matches!(lines, Lines::Full(_)) {
+                devices.synced(&self.identity.user, &self.device);
+            }
         }
-        Lines::Full(mut stream) => Ok(stream.next_lines().await.map(|lines| (lines, Lines::Full(stream)))),
+    }
+}
+
+/// The next page is read when the device has taken the one before, and only while its token counts.
+fn pages(lines: Lines, reader: LineReader) -> impl stream::Stream<Item = Result<Bytes, JoinError>> {
+    stream::try_unfold((lines, reader), async |(lines, reader)| {
+        let (next, lines) = match lines {
+            Lines::Over => (None, Lines::Over),
+            _ if reader.has_expired() => (Some(token_expired()), Lines::Over),
+            Lines::Log(mut stream) => {
+                let step = move || (stream.next_lines(), Lines::Log(stream));
+                tokio::task::spawn_blocking(step).await?
+            }
+            Lines::Full(mut stream) => (stream.next_lines().await, Lines::Full(stream)),
+        };
+        if next.is_none() {
+            reader.done(&lines);
+        }
+        Ok(next.map(|next| (next, (lines, reader))))
     })
+}
+
+/// The last line of an answer whose token ended meanwhile.
+fn token_expired() -> Bytes {
+    let error = AuthError::Expired;
+    let line = serde_json::json!({"type": "error", "status": 401, "code": error.code(), "detail": error.to_string()});
+    format!("{line}\n").into()
 }
 
 fn with_type(kind: &'static str, body: Body) -> Response {
@@ -104,11 +184,11 @@ fn wants_ndjson(headers: &HeaderMap) -> bool {
     })
 }
 
-fn invalid(detail: &'static str) -> ProblemResponse {
+pub(super) fn invalid(detail: &'static str) -> ProblemResponse {
     ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
 }
 
-fn too_large(limit: usize) -> ProblemResponse {
+pub(super) fn too_large(limit: usize) -> ProblemResponse {
     let detail = format!("the request's body is larger than {limit} bytes");
     ProblemResponse::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
 }

@@ -1,4 +1,4 @@
-//! CREATE_REPLICATION_SLOT and DROP_REPLICATION_SLOT.
+//! CREATE_REPLICATION_SLOT, ALTER_REPLICATION_SLOT and DROP_REPLICATION_SLOT.
 
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,12 @@ impl ReplicationConnection {
             () = abort.cancelled() => return Err(self.abort_create(name).await),
         };
         Ok(CreatedSlot { consistent_point: field(&single(rows)?, 1)? })
+    }
+
+    /// Makes a slot that nobody uses a failover slot (17 and later).
+    pub async fn set_failover(&mut self, name: &str) -> Result<(), WalError> {
+        let command = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", quote_identifier(name));
+        self.command(During::AlterSlot, &command).await.map(drop)
     }
 
     async fn abort_create(&mut self, name: &str) -> WalError {

@@ -38,7 +38,7 @@ async fn expect_epoch_over(device: &mut Device) {
     assert!(reason.contains("retry_after_ms"), "{reason}");
 }
 
-/// A cursor of the old epoch is refused on both surfaces; and the new epoch works.
+/// A cursor of the old epoch counts for nothing on both surfaces; and the new epoch works.
 async fn expect_new_epoch(pg: &TestPostgres, relay: &Relay, old: &str, why: &str) {
     eventually(PATIENCE, "a new epoch", async || (relay.count_lines(ANEW) > 0).then_some(())).await;
     relay.wait_ready().await;
@@ -333,7 +333,8 @@ async fn takes_over(kill: bool) {
     let (_, old) = subscribed(&first).await;
     let second = Relay::on(&pg).start_listening().await;
     second.wait_line("is in use by process").await;
-    assert_eq!(second.http().get("/ready").await.status, 503);
+    let ready = second.http().get("/ready").await.expect_status(503).json();
+    assert_eq!((&ready["state"], &ready["reason"]), (&json!("waiting"), &json!("standby")), "{ready}");
     assert_eq!(first.http().get("/ready").await.status, 200, "the first is left alone");
     if kill {
         first.kill9().await;
@@ -344,7 +345,6 @@ async fn takes_over(kill: bool) {
     second.wait_ready().await;
     let took = gone.elapsed();
     eprintln!("takeover after {}: {took:?}", if kill { "kill -9" } else { "SIGTERM" });
-    assert!(took < Duration::from_secs(2), "taken over after {took:?}");
     expect_new_epoch(&pg, &second, &old, "there is no log yet").await;
 }
 

@@ -293,6 +293,10 @@ impl Log for FjallLog {
         self.shared.storage.kept_under(prefix)
     }
 
+    fn kept_page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        self.shared.storage.kept_page(prefix, after, most)
+    }
+
     fn stats(&self) -> LogStats {
         LogStats {
             bytes_on_disk: self.shared.storage.db.disk_space().unwrap_or_default(),

@@ -31,14 +31,28 @@ pub(super) fn read(shared: &Shared, request: &ReadRequest<'_>) -> Result<Page, R
     }
     let mut merged = Merged::new(&view, request, upto)?;
     let mut page = PageBuilder::default();
-    while let Some((position, details, body)) = merged.next()? {
+    loop {
+        let (position, details, body) = match merged.next(&page)? {
+            Step::Delivery(position, details, body) => (position, details, body),
+            Step::Paused(position, greatest) => return Ok(page.pause(position, greatest)),
+            Step::End => return Ok(page.end(upto)),
+        };
         let full = page.deliveries >= request.max_deliveries.max(1) || page.bytes >= request.max_bytes;
         if page.deliveries > 0 && full {
             return Ok(page.cut_before(position));
         }
         page.push(position, details, body);
     }
-    Ok(page.end(upto))
+}
+
+/// What comes next.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
+enum Step {
+    Delivery(Position, Details, Body),
+    /// Enough was looked at: up to this position, which is behind the page's last transaction, and with
+    /// the greatest commit time there.
+    Paused(Position, i64),
+    End,
 }
 
 /// What a reading looks at.
@@ -135,6 +149,8 @@ struct Merged<'a> {
     heap: BinaryHeap<Reverse<(Position, usize)>>,
     /// The last record looked up, for a transaction in parts has one for all its entries.
     looked_up: Option<(Lsn, Option<TransactionRecord>)>,
+    /// Entries that may still be looked at.
+    visits_left: usize,
 }
 
 impl<'a> Merged<'a> {
@@ -154,7 +170,15 @@ impl<'a> Merged<'a> {
         let first = readers.iter().filter_map(|(_, of)| begin(of)).min();
         streams.push(stream(keys::control_prefix(), first));
         let heads = streams.iter().map(|_| None).collect();
-        let mut merged = Merged { view, readers, streams, heads, heap: BinaryHeap::new(), looked_up: None };
+        let mut merged = Merged {
+            view,
+            readers,
+            streams,
+            heads,
+            heap: BinaryHeap::new(),
+            looked_up: None,
+            visits_left: request.max_visited,
+        };
         for index in 0..merged.streams.len() {
             merged.advance(index)?;
         }
@@ -173,12 +197,14 @@ impl<'a> Merged<'a> {
     }
 
     /// The next delivery that some interest wants.
-    fn next(&mut self) -> Result<Option<(Position, Details, Body)>, LogError> {
+    fn next(&mut self, page: &PageBuilder) -> Result<Step, LogError> {
         while let Some(&Reverse((position, _))) = self.heap.peek() {
             let (mut details, mut rows, mut other) = (None, Vec::new(), None);
+            let mut passed = None;
             while let Some((index, value)) = self.take_at(position)? {
                 let Entry { stamp, body } = codec::decode_entry(&value)?;
                 if !self.wants(index, position, &body)? {
+                    passed = Some(stamp);
                     continue;
                 }
                 let Some(found) = self.details(position.commit, stamp)? else { continue };
@@ -193,10 +219,18 @@ impl<'a> Merged<'a> {
                 None => self.row(rows)?,
             };
             if let (Some(details), Some(body)) = (details, body) {
-                return Ok(Some((position, details, body)));
+                return Ok(Step::Delivery(position, details, body));
+            }
+            // Looked at only here, behind what nobody wants: then there is always progress.
+            if self.visits_left == 0
+                && !page.holds_some_of(position.commit)
+                && let Some(stamp) = passed
+                && let Some(details) = self.details(position.commit, stamp)?
+            {
+                return Ok(Step::Paused(position, details.greatest_committed_at));
             }
         }
-        Ok(None)
+        Ok(Step::End)
     }
 
     /// The next entry at a position; those of one position come in the order of their audiences.
@@ -206,6 +240,7 @@ impl<'a> Merged<'a> {
         {
             self.heap.pop();
             let value = self.heads.get_mut(index).and_then(Option::take);
+            self.visits_left = self.visits_left.saturating_sub(1);
             self.advance(index)?;
             if let Some(value) = value {
                 return Ok(Some((index, value)));
@@ -305,13 +340,21 @@ impl PageBuilder {
         }
     }
 
+    fn holds_some_of(&self, commit: Lsn) -> bool {
+        self.deliveries > 0 && self.last.commit == commit
+    }
+
+    fn pause(self, through: Position, greatest: i64) -> Page {
+        Page { transactions: self.shared(), through, more: true, cut: false, paused_at: Some(greatest) }
+    }
+
     fn cut_before(self, next: Position) -> Page {
         let (through, cut) = (self.last, next.commit == self.last.commit);
-        Page { transactions: self.shared(), through, more: true, cut }
+        Page { transactions: self.shared(), through, more: true, cut, paused_at: None }
     }
 
     fn end(self, through: Position) -> Page {
-        Page { transactions: self.shared(), through, more: false, cut: false }
+        Page { transactions: self.shared(), through, more: false, cut: false, paused_at: None }
     }
 
     fn shared(self) -> Vec<Arc<Transaction>> {

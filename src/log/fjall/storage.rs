@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use super::codec::{FORMAT, Reader};
 use super::spans::SpanInfo;
 use crate::change::{Mark, Shape};
 use crate::cursor::Epoch;
-use crate::log::{Beginning, LogError, Watermark};
+use crate::log::{Beginning, LASTING, LogError, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
 
@@ -129,7 +130,7 @@ impl Storage {
         for leftover in [&new, &old] {
             remove(leftover).map_err(&failed)?;
         }
-        fill(&new, beginning, now).map_err(failure_in(directory))?;
+        fill(&new, beginning, now, &data).map_err(failure_in(directory))?;
         if data.try_exists().map_err(&failed)? {
             fs::rename(&data, &old).map_err(&failed)?;
         }
@@ -200,12 +201,32 @@ impl Storage {
         self.named(&kept_key(""), prefix)
     }
 
+    pub(super) fn kept_page(
+        &self,
+        prefix: &str,
+        after: &str,
+        most: usize,
+    ) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        let prefix = kept_key(prefix);
+        let from =
+            if after.is_empty() { Bound::Included(prefix.clone()) } else { Bound::Excluded(kept_key(after)) };
+        let kind = kept_key("");
+        let mut page = Vec::new();
+        for guard in self.meta.range((from, Bound::Unbounded)).take(most) {
+            let (key, value) = guard.into_inner().map_err(self.failure())?;
+            if !key.starts_with(prefix.as_bytes()) {
+                break;
+            }
+            page.push((name_of(&key, &kind)?, value.to_vec()));
+        }
+        Ok(page)
+    }
+
     /// Names and values of one kind, whose names begin with `prefix`.
     fn named(&self, kind: &str, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
         let decode = |guard: Guard| {
             let (key, value) = guard.into_inner().map_err(self.failure())?;
-            let name = std::str::from_utf8(&key).ok().and_then(|key| key.strip_prefix(kind));
-            Ok((name.ok_or(LogError::Corrupt("a name"))?.to_owned(), value.to_vec()))
+            Ok((name_of(&key, kind)?, value.to_vec()))
         };
         self.meta.prefix(format!("{kind}{prefix}")).map(decode).collect()
     }
@@ -249,6 +270,11 @@ impl Storage {
         };
         self.meta.prefix(prefix).map(decode).collect()
     }
+}
+
+fn name_of(key: &[u8], kind: &str) -> Result<String, LogError> {
+    let name = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(kind));
+    Ok(name.ok_or(LogError::Corrupt("a name"))?.to_owned())
 }
 
 pub(super) fn state_key(name: &str) -> String {
@@ -301,11 +327,13 @@ fn open_database(path: &Path) -> fjall::Result<Database> {
         .open()
 }
 
-/// A database with nothing but a beginning in it, all of it on disk, closed again.
+/// A database with nothing but a beginning in it and what outlives its predecessor, all of it on disk,
+/// closed again.
 fn fill(
     path: &Path,
     beginning: &Beginning,
     now: i64,
+    predecessor: &Path,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let db = open_database(path)?;
     let meta = db.keyspace(META, meta_options)?;
@@ -328,7 +356,27 @@ fn fill(
         batch.insert(&meta, state_key(name), value.as_slice());
     }
     batch.commit()?;
+    if let Err(error) = take_over(predecessor, &meta) {
+        // A log that can no longer be read must not keep a new one from beginning.
+        tracing::warn!(%error, "what the old log kept beside its changes (the registry of devices) could not be taken over");
+    }
     db.persist(PersistMode::SyncAll)?;
+    Ok(())
+}
+
+/// Copies what outlives an epoch, one value at a time.
+fn take_over(predecessor: &Path, to: &Keyspace) -> fjall::Result<()> {
+    if !predecessor.try_exists()? {
+        return Ok(());
+    }
+    let db = open_database(predecessor)?;
+    if !db.keyspace_exists(META) {
+        return Ok(());
+    }
+    for guard in db.keyspace(META, meta_options)?.prefix(kept_key(LASTING)) {
+        let (key, value) = guard.into_inner()?;
+        to.insert(key, value)?;
+    }
     Ok(())
 }
 

@@ -45,8 +45,9 @@ fn plan(full: bool) -> Plan {
         primary_key: vec!["id".to_owned()],
         types: HashMap::new(),
         fingerprint: String::new(),
+        partitions: None,
     };
-    let known = Known { info: info.into(), shape: None, ours: true, blocked: false };
+    let known = Known { info: info.into(), shape: None, ours: true, blocked: false, weak: BTreeSet::new() };
     Plan::compile(&relation, &tracked.unwrap(), &known, |shape: Shape| shape.into()).unwrap()
 }
 

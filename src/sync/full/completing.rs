@@ -207,7 +207,9 @@ impl Completion<'_> {
     ) -> Result<(), Refused> {
         while !interests.is_empty() && after < upto {
             let (max_deliveries, max_bytes) = (request::MAX_LIMIT, PAGE_BYTES);
-            let request = ReadRequest { interests, after, upto, max_deliveries, max_bytes };
+            // All of the range is read, in whatever pages.
+            let max_visited = usize::MAX;
+            let request = ReadRequest { interests, after, upto, max_deliveries, max_bytes, max_visited };
             let page = match self.feed.log.read(&request) {
                 Ok(page) => page,
                 Err(ReadError::Log(error)) => return Err(error.into()),

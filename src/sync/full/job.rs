@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::FullSync;
 use super::spool::Spool;
+use super::{FullError, FullSync};
 use crate::auth::{Identity, UserId};
 use crate::feed::Feed;
 use crate::sync::answer::Head;
@@ -213,17 +213,22 @@ async fn make(
         }
         metrics::counter!("rowcast_full_sync_retries_total").increment(1);
     }
-    Err(SyncError::from(super::FullError::Restless))
+    Err(SyncError::from(FullError::Restless))
 }
 
 fn tell(error: &SyncError) {
     match error {
-        SyncError::Full(cause) if cause.needs_mending() => {
-            tracing::error!(error = %cause, "a full sync failed; it goes on to fail until this is mended");
-        }
-        SyncError::Full(cause) => tracing::warn!(error = %cause, "a full sync was put off"),
+        SyncError::Full(cause) => tell_full(cause),
         error if error.is_internal() => tracing::error!(%error, "a full sync failed"),
         _ => {}
+    }
+}
+
+pub(super) fn tell_full(error: &FullError) {
+    if error.needs_mending() {
+        tracing::error!(%error, "a full sync failed; it goes on to fail until this is mended");
+    } else {
+        tracing::warn!(%error, "a full sync was put off");
     }
 }
 

@@ -13,6 +13,7 @@ mod copy;
 mod error;
 mod fencing;
 mod job;
+mod rows;
 mod select;
 mod serving;
 mod snapshot;
@@ -28,6 +29,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use error::FullError;
 pub use job::PageToken;
+pub(crate) use rows::{Reading, Rows};
 pub use serving::{FullStream, Served};
 
 use crate::postgres::{Database, Target};

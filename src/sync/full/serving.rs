@@ -11,9 +11,10 @@ use super::error::FullError;
 use super::job::{Done, PageToken, Shared};
 use super::spool;
 use crate::auth::Identity;
+use crate::feed::Feed;
 use crate::sync::answer::{Head, Tail, to_json, write_change_line, write_error_line};
 use crate::sync::error::SyncError;
-use crate::sync::next_sync;
+use crate::sync::{next_sync, rights};
 
 /// How long a request waits for an answer that is being made; then the device is told to ask again. Below
 /// the time in which proxies give up, and in which a connection without a sign of life is closed.
@@ -28,18 +29,26 @@ pub struct Served {
     pub body: Bytes,
     /// The device has a whole full answer now.
     pub completes_full: bool,
+    /// It has not got all that there is for it.
+    pub has_more: bool,
 }
 
 impl FullSync {
     /// One page as JSON. While the answer is being made, an empty one that says to ask again.
-    pub async fn page(&self, identity: &Identity, token: PageToken) -> Result<Served, SyncError> {
+    pub async fn page(
+        &self,
+        feed: &Feed,
+        identity: &Identity,
+        token: PageToken,
+    ) -> Result<Served, SyncError> {
         let shared = self.find(identity, token)?;
         let Some(outcome) = shared.outcome(ANSWER_WAIT).await else {
-            return Ok(Served { body: building(&shared, token), completes_full: false });
+            return Ok(Served { body: building(&shared, token), completes_full: false, has_more: true });
         };
         let done = outcome.map_err(SyncError::Failed)?;
         let number = token.page;
         let page = read_page(&done, number).await?;
+        rights::check(feed, identity, &done.head.topics)?;
         shared.touch();
         // An answer without rows has one page all the same.
         let page = match page {
@@ -47,18 +56,34 @@ impl FullSync {
             page => page.unwrap_or_default(),
         };
         let tail = done.tail(token);
-        Ok(Served { body: done.json(&page, &tail), completes_full: !tail.has_more })
+        Ok(Served { body: done.json(&page, &tail), completes_full: !tail.has_more, has_more: tail.has_more })
     }
 
     /// The answer from a page on as NDJSON.
-    pub async fn lines(&self, identity: &Identity, token: PageToken) -> Result<FullStream, SyncError> {
+    pub async fn lines(
+        &self,
+        feed: &Arc<Feed>,
+        identity: &Identity,
+        token: PageToken,
+    ) -> Result<FullStream, SyncError> {
         let shared = self.find(identity, token)?;
         // What fails at once is told with a status of its own.
         let done = match shared.outcome(ANSWER_WAIT).await {
             Some(outcome) => Some(outcome.map_err(SyncError::Failed)?),
             None => None,
         };
-        Ok(FullStream { shared, done, token, total_changes: 0, began: false, ended: false, complete: false })
+        let (feed, identity) = (Arc::clone(feed), identity.clone());
+        Ok(FullStream {
+            feed,
+            identity,
+            shared,
+            done,
+            token,
+            total_changes: 0,
+            began: false,
+            ended: false,
+            complete: false,
+        })
     }
 }
 
@@ -126,6 +151,8 @@ impl Done {
 /// between steps.
 #[derive(Debug)]
 pub struct FullStream {
+    feed: Arc<Feed>,
+    identity: Identity,
     shared: Arc<Shared>,
     /// Once it is complete.
     done: Option<Arc<Done>>,
@@ -175,6 +202,7 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
+        rights::check(&self.feed, &self.identity, &done.head.topics)?;
         out.reserve(page.len() + page.len() / 8);
         for entry in spool::entries(&page) {
             if let Some(table) = done.tables.get(usize::from(entry.table)) {

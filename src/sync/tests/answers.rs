@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::log::MemoryLog;
 use super::world::{Op, World};
 use super::{feed, full_sync, identity, mark, request};
+use crate::auth::{NamedUser, RightsChange};
 use crate::change::{Body, Reason};
 use crate::cursor::{Cursor, Epoch};
 use crate::feed::Feed;
@@ -15,7 +16,8 @@ use crate::log::Watermark;
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::sync::coverage::SyncCursor;
-use crate::sync::{SyncError, SyncStream, answer, sync};
+use crate::sync::{Answered, SyncError, SyncStream, answer, sync};
+use crate::topic::Pattern;
 
 const PUT: Op = Op::Put { table: 1, key: 1, audiences: 0b010, a: 1, big: Some(9) };
 
@@ -91,6 +93,35 @@ fn topics_outside_the_grants_say_nothing_of_tables() {
         let refused = sync(&feed, &identity(&["user:1:*"]), &request(json!({"topics": ["user:1:*", topic]})));
         assert_eq!(code(refused), (403, "not_granted", json!({ "topic": topic })));
     }
+}
+
+#[test]
+fn an_answer_under_way_ends_with_its_rights() {
+    let named = || NamedUser { issuer: None, subject: "1".into() };
+    let team = || Pattern::parse("team:1:*").unwrap();
+    let lines = |stream: &mut SyncStream| String::from_utf8(stream.next_lines().unwrap().to_vec()).unwrap();
+    let begun = || {
+        let (_, _, feed) = small_world();
+        feed.rights.apply([RightsChange::Grant(named(), team())]);
+        let mut me = identity(&["user:1:*"]);
+        feed.rights.admit(&mut me).unwrap();
+        let start = feed.cursor(Position::boundary(Lsn::new(1))).to_string();
+        let fields = json!({"topics": ["user:1:*", "team:1:*"], "cursor": start});
+        assert!(sync(&feed, &me, &request(fields.clone())).is_ok());
+        (SyncStream::open(Arc::clone(&feed), &me, &request(fields)).unwrap(), feed, me)
+    };
+    let (mut stream, feed, _) = begun();
+    feed.rights.apply([RightsChange::Ungrant(named(), team())]);
+    let text = lines(&mut stream);
+    assert!(text.contains("\"not_granted\"") && !text.contains("\"change\""), "{text}");
+    assert_eq!(stream.next_lines(), None);
+    let (mut stream, feed, me) = begun();
+    feed.rights.apply([RightsChange::Revoke { user: named(), before: 1 }]);
+    let text = lines(&mut stream);
+    assert!(text.contains("\"token_revoked\"") && !text.contains("\"change\""), "{text}");
+    let fields =
+        json!({"topics": ["user:1:*"], "cursor": feed.cursor(Position::boundary(Lsn::new(1))).to_string()});
+    assert_eq!(code(sync(&feed, &me, &request(fields))).0, 401);
 }
 
 #[test]
@@ -196,8 +227,8 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
     let mut waiting = std::pin::pin!(ask(ahead));
     assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
     log.watermark.send_replace(Watermark { lsn: server_end, greatest_committed_at: 5 });
-    let answered: Value = serde_json::from_slice(&waiting.await.unwrap().body).unwrap();
-    let reached = SyncCursor::parse(answered["cursor"].as_str().unwrap()).unwrap().cursor;
+    let Ok(Answered::Log(answered)) = waiting.await else { panic!("an answer from the log") };
+    let reached = SyncCursor::parse(&answered.tail.cursor).unwrap().cursor;
     assert_eq!(reached, feed.cursor(Position::boundary(server_end)));
 
     log.watermark.send_replace(Watermark { lsn: world.end, greatest_committed_at: 5 });

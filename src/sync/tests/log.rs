@@ -157,7 +157,7 @@ impl Log for MemoryLog {
                 Arc::new(Transaction { deliveries, ..(*piece[0].0).clone() })
             })
             .collect();
-        Ok(Page { transactions, through, more: !rest.is_empty(), cut })
+        Ok(Page { transactions, through, more: !rest.is_empty(), cut, paused_at: None })
     }
 
     fn lookup_time(&self, time: i64) -> Result<TimeLookup, LogError> {
@@ -211,6 +211,11 @@ impl Log for MemoryLog {
         let kept = self.kept.lock().unwrap();
         let under = kept.iter().filter(|(name, _)| name.starts_with(prefix));
         Ok(under.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    fn kept_page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>, LogError> {
+        let under = self.kept_under(prefix)?;
+        Ok(under.into_iter().filter(|(name, _)| name.as_str() > after).take(most).collect())
     }
 
     fn stats(&self) -> LogStats {

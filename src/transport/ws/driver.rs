@@ -1,22 +1,24 @@
 //! Moves bytes between a socket and its session: the only place that waits.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket};
-use bytes::Bytes;
 use futures_util::stream::SplitStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
-use super::Wishes;
 use super::outgoing::Outgoing;
-use super::protocol::{Answer, Closing, Request, spread, spread_after};
-use super::session::{Session, Step};
+use super::{Proof, Wishes};
 use crate::auth::{AuthError, Identity};
-use crate::hub::timestamp;
-use crate::timestamp::PgTimestamp;
+use crate::devices::{Channel, Labels, SessionPlace};
 use crate::transport::Relay;
+use crate::transport::gate::Refusal;
+use crate::transport::joining::read_mail;
+use crate::transport::protocol::{Answer, Closing, Request, spread, spread_after};
+use crate::transport::rate::Bucket;
+use crate::transport::session::{Frame, Session, Step, restart};
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
@@ -28,8 +30,10 @@ pub(super) async fn run(
     relay: Arc<Relay>,
     socket: WebSocket,
     device: Arc<str>,
-    token: Result<Option<String>, AuthError>,
+    address: IpAddr,
+    proof: Result<Proof, AuthError>,
     wishes: Wishes,
+    labels: Labels,
 ) {
     let (sink, incoming) = socket.split();
     let mut driver = Driver {
@@ -37,13 +41,14 @@ pub(super) async fn run(
         incoming,
         out: Vec::new(),
         heard: Instant::now(),
+        address,
         relay: Arc::clone(&relay),
     };
-    let why = match driver.serve(&device, token, wishes).await {
+    let why = match driver.serve(&device, proof, wishes, labels).await {
         Ok(never) => match never {},
         Err(why) => why,
     };
-    tracing::debug!(%device, code = why.code(), "a session ended");
+    tracing::debug!(%device, %address, code = why.code(), "a session ended");
     metrics::counter!("rowcast_sessions_closed_total", "code" => why.code().to_string()).increment(1);
     if why != Closing::Gone {
         let goodbye = async {
@@ -64,9 +69,11 @@ pub(super) async fn run(
 struct Driver {
     outgoing: Outgoing,
     incoming: SplitStream<WebSocket>,
-    out: Vec<Bytes>,
+    out: Vec<Frame>,
     /// When the device was last heard of.
     heard: Instant,
+    /// Where the device is, for limits and the log.
+    address: IpAddr,
     relay: Arc<Relay>,
 }
 
@@ -82,32 +89,26 @@ impl Driver {
     async fn serve(
         &mut self,
         device: &Arc<str>,
-        token: Result<Option<String>, AuthError>,
+        proof: Result<Proof, AuthError>,
         wishes: Wishes,
+        labels: Labels,
     ) -> Result<Never, Closing> {
-        let identity = match token {
-            Ok(Some(token)) => self.verify(&token).await?,
-            Ok(None) => self.await_token().await?,
-            Err(error) => return Err(self.refuse(error)),
+        let identity = match proof {
+            Ok(Proof::Token(token)) => self.admit(Some(&token)).await?,
+            Ok(Proof::Ticket(identity)) => self.let_in(Ok(*identity))?,
+            Ok(Proof::Later) if self.relay.gate.anonymous.is_some() => self.admit(None).await?,
+            Ok(Proof::Later) => self.await_token().await?,
+            Err(error) => return Err(self.let_out(error)),
         };
-        let limits = &self.relay.limits;
-        let most = limits.max_sessions_per_user;
-        let place = self.relay.sessions.enter(&identity.user, device, most);
-        let Some(_place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
+        let place = self.relay.enter(&identity, device, labels, Channel::WebSocket);
+        let Some(place) = place else { return Err(Closing::TooMany("too many sessions of this user")) };
         let Some(feed) = self.relay.current_feed() else {
             return Err(Closing::Restart { retry_after_ms: spread(1_000, 5_000) });
         };
-        let established = Answer::ConnectionEstablished {
-            protocol: 1,
-            user_id: &identity.user.subject,
-            device_id: device,
-            heartbeat_ms: u64::try_from(limits.heartbeat.as_millis()).unwrap_or(u64::MAX),
-            timestamp: timestamp(PgTimestamp::now().unix_micros()),
-        };
-        self.out.push(established.to_json().into());
         let relay = Arc::clone(&self.relay);
         let mut session = Session::new(relay, feed, identity, Arc::clone(device), wishes.numbers_as_strings);
-        let why = match self.converse(&mut session).await {
+        self.out.push(session.established());
+        let why = match self.converse(&mut session, &place).await {
             Ok(never) => match never {},
             Err(why) => why,
         };
@@ -119,10 +120,11 @@ impl Driver {
         Err(why)
     }
 
-    async fn converse(&mut self, session: &mut Session) -> Result<Never, Closing> {
+    async fn converse(&mut self, session: &mut Session, place: &SessionPlace) -> Result<Never, Closing> {
         let heartbeat = self.relay.limits.heartbeat;
         let mut beats = Beats { frame: Instant::now() + heartbeat, ping: Instant::now() + heartbeat };
         loop {
+            read_mail(place, &mut self.out)?;
             let step = session.step(&mut self.out).await?;
             self.write(session, &mut beats).await?;
             if step == Step::Worked {
@@ -130,53 +132,38 @@ impl Driver {
                 while let Some(message) = self.incoming.next().now_or_never() {
                     self.take_message(session, message).await?;
                 }
-                self.check_over(session)?;
+                session.check_over(&mut self.out)?;
                 self.beat(session, &mut beats).await?;
                 continue;
             }
-            let expiry = expiry(&session.identity);
             // All branches are cancel-safe: the outbox's bell stays rung, messages stay in the socket.
             tokio::select! {
                 () = session.seat.ready() => {}
+                () = place.mail_came() => {}
+                () = session.rights_changed() => {}
+                () = session.snapshot_ready() => {}
                 message = self.incoming.next() => self.take_message(session, message).await?,
                 () = tokio::time::sleep_until(beats.frame.min(beats.ping)) => self.beat(session, &mut beats).await?,
-                () = until(expiry) => {}
-                () = self.relay.shutdown.cancelled() => {}
-                () = session.feed.hub.closed().cancelled() => {}
+                _ = session.over() => {}
             }
-            self.check_over(session)?;
+            session.check_over(&mut self.out)?;
         }
     }
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
-    /// expires meanwhile ends the session there and then.
+    /// expires or is revoked meanwhile ends the session there and then.
     async fn write(&mut self, session: &mut Session, beats: &mut Beats) -> Result<(), Closing> {
         if self.out.is_empty() {
             return Ok(());
         }
         let patience = self.relay.limits.heartbeat * 2;
-        let (shutdown, closed) = (self.relay.shutdown.clone(), session.feed.hub.closed().clone());
         beats.frame = Instant::now() + self.relay.limits.heartbeat;
         tokio::select! {
             biased;
             sent = self.outgoing.send(&mut self.out) => sent,
             () = tokio::time::sleep(patience) => Err(Closing::Idle),
-            () = until(expiry(&session.identity)) => Err(Closing::Token("token_expired")),
-            () = shutdown.cancelled() => Err(restart()),
-            () = closed.cancelled() => Err(restart()),
+            why = session.over() => Err(why),
         }
-    }
-
-    /// What ends a session whatever it does.
-    fn check_over(&mut self, session: &mut Session) -> Result<(), Closing> {
-        if expiry(&session.identity).is_some_and(|at| Instant::now() >= at) {
-            return Err(Closing::Token("token_expired"));
-        }
-        if session.feed.hub.closed().is_cancelled() {
-            session.epoch_over(&mut self.out);
-            return Err(restart());
-        }
-        if self.relay.shutdown.is_cancelled() { Err(restart()) } else { Ok(()) }
     }
 
     /// Pings at every heartbeat, whatever else is written: a device that only listens is heard of by its
@@ -253,24 +240,46 @@ impl Driver {
         self.out.push(answer.to_json().into());
     }
 
-    async fn verify(&mut self, token: &str) -> Result<Identity, Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        match self.relay.verifier.verify_refreshing(token, now).await {
-            Ok(identity) => Ok(identity),
-            Err(error) => Err(self.refuse(error)),
+    /// Lets in whom a token speaks for; a socket takes from the bucket of polls.
+    async fn admit(&mut self, token: Option<&str>) -> Result<Identity, Closing> {
+        let who = self.relay.identify(token).await;
+        self.let_in(who)
+    }
+
+    fn let_in(&mut self, who: Result<Identity, AuthError>) -> Result<Identity, Closing> {
+        match self.relay.gate.admit(who, Bucket::Polls, self.address) {
+            Ok((identity, _)) => Ok(identity),
+            Err(refusal) => Err(self.refuse(refusal)),
         }
     }
 
-    fn refuse(&mut self, error: AuthError) -> Closing {
-        let Some(retry_after) = error.retry_after() else {
-            self.fail(error.code(), error.to_string());
-            return Closing::Token(error.code());
-        };
-        // Nothing is known to be wrong with the token: the device comes back with the same one.
-        let retry_after_ms = spread_after(retry_after);
-        self.out
-            .push(Answer::not_now(None, error.code(), error.to_string(), retry_after_ms).to_json().into());
-        Closing::Restart { retry_after_ms }
+    fn let_out(&mut self, error: AuthError) -> Closing {
+        let refusal = self.relay.gate.refuse(error, self.address);
+        self.refuse(refusal)
+    }
+
+    /// A browser cannot see the status of a refused upgrade, so both are told on the socket.
+    fn refuse(&mut self, refusal: Refusal) -> Closing {
+        match refusal {
+            Refusal::Token(error) => {
+                let Some(retry_after) = error.retry_after() else {
+                    self.fail(error.code(), error.to_string());
+                    return Closing::Token(error.code());
+                };
+                // Nothing is known to be wrong with the token: the device comes back with the same one.
+                let retry_after_ms = spread_after(retry_after);
+                let answer = Answer::not_now(None, error.code(), error.to_string(), retry_after_ms);
+                self.out.push(answer.to_json().into());
+                Closing::Restart { retry_after_ms }
+            }
+            Refusal::TooOften(standing) => {
+                let wait = standing.retry_after().unwrap_or_default().as_millis();
+                let wait = u64::try_from(wait).unwrap_or(u64::MAX);
+                let answer = Answer::not_now(None, "rate_limited", standing.detail().to_owned(), wait);
+                self.out.push(answer.to_json().into());
+                Closing::TooMany("rate_limited")
+            }
+        }
     }
 
     /// A socket without a token has a little time to send one, and nothing else.
@@ -281,40 +290,30 @@ impl Driver {
             let message = tokio::select! {
                 message = self.incoming.next() => message,
                 () = tokio::time::sleep_until(deadline) => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
+                    return Err(self.unproven());
                 }
                 () = self.relay.shutdown.cancelled() => return Err(restart()),
             };
             let Some(text) = self.text(message)? else { continue };
             received += text.len();
             if received > MAX_UNAUTHENTICATED_BYTES {
-                return Err(Closing::Token("token_missing"));
+                return Err(self.unproven());
             }
             match serde_json::from_str(&text) {
-                Ok(Request::Auth { token }) => return self.verify(&token).await,
-                _ => {
-                    self.fail("token_missing", "send {\"type\":\"auth\",\"token\":…} first");
-                    return Err(Closing::Token("token_missing"));
-                }
+                Ok(Request::Auth { token }) => return self.admit(Some(&token)).await,
+                _ => return Err(self.unproven()),
             }
         }
     }
-}
 
-fn restart() -> Closing {
-    Closing::Restart { retry_after_ms: spread(500, 5_000) }
-}
-
-/// When the session's token is over.
-fn expiry(identity: &Identity) -> Option<Instant> {
-    let left = identity.expires_at?.saturating_mul(1_000_000) - PgTimestamp::now().unix_micros();
-    Some(Instant::now() + Duration::from_micros(u64::try_from(left).unwrap_or(0)))
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
+    /// The time for a token is over, or something else came first.
+    fn unproven(&mut self) -> Closing {
+        match self.relay.gate.refuse(AuthError::Missing, self.address) {
+            Refusal::Token(error) => {
+                self.fail(error.code(), "send {\"type\":\"auth\",\"token\":…} first");
+                Closing::Token(error.code())
+            }
+            often @ Refusal::TooOften(_) => self.refuse(often),
+        }
     }
 }

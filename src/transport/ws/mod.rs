@@ -1,36 +1,27 @@
 //! WebSocket: `GET /api/realtime/ws/{device_id}`.
 //!
-//! `protocol` has the messages, `subscriptions` what a session reads (pure), `delivery` turns
-//! transactions into frames, `session` is the state of one session and what it does next, `driver`
-//! moves bytes between it and the socket.
+//! `driver` moves bytes between a socket and its [session](super::session), `outgoing` groups and
+//! writes frames.
 //!
-//! Invariants: a session's frames are in commit order, and each frame's cursor is honest: the device
-//! has everything before it. Nothing outside the token's grants is ever subscribed; a socket without a
-//! token gets nothing and is closed soon. A socket that is not read costs one outbox, then only a place
-//! in the log.
+//! Invariants: a socket without a token gets nothing and is closed soon. A socket that is not read is
+//! closed after two heartbeats.
 
-mod delivery;
 mod driver;
 mod outgoing;
-mod protocol;
-mod session;
-mod subscribe;
-mod subscriptions;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{ConnectInfo, Path, Query, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::Relay;
 use super::problem_response::ProblemResponse;
-use crate::auth::AuthError;
+use super::{Caller, Relay};
 use crate::auth::bearer::{self, Carriers};
+use crate::auth::{AuthError, Identity};
+use crate::devices::{Labels, is_device_id};
 
 /// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
 const READ_BUFFER: usize = 4 * 1024;
@@ -44,17 +35,42 @@ struct Wishes {
     numbers_as_strings: bool,
 }
 
+/// What a request for a socket brings along about who sends it.
+enum Proof {
+    Token(String),
+    /// The identity for which a ticket was given.
+    Ticket(Box<Identity>),
+    /// The first message has to bring a token.
+    Later,
+}
+
+fn proof(relay: &Relay, carriers: Carriers<'_>, query: Option<&str>) -> Result<Proof, AuthError> {
+    let token = bearer::find(carriers)?;
+    match (token, query.and_then(bearer::ticket)) {
+        (Some(_), Some(_)) => Err(AuthError::Several),
+        (None, Some(ticket)) => relay.tickets.redeem(ticket, Instant::now()).map(Box::new).map(Proof::Ticket),
+        (Some(token), None) => Ok(Proof::Token(token.to_owned())),
+        (None, None) => Ok(Proof::Later),
+    }
+}
+
 /// Takes a device's request for a WebSocket.
 pub(crate) async fn upgrade(
     State(relay): State<Arc<Relay>>,
     Path(device_id): Path<String>,
     RawQuery(query): RawQuery,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    uri: Uri,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    if let Err(refused) =
+        relay.gate.check_origin(&caller, &headers).and_then(|()| relay.gate.check_host(&headers))
+    {
+        return refused.into_response();
+    }
     if !is_device_id(&device_id) {
-        let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
-        return ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail).into_response();
+        return invalid_device_id().into_response();
     }
     if relay.current_feed().is_none() {
         let detail = "the relay has no log yet; /ready says why";
@@ -67,11 +83,13 @@ pub(crate) async fn upgrade(
         query: query.as_deref().filter(|_| relay.limits.url_token),
     };
     // A browser cannot see the status of a refused upgrade, so a bad token is told on the socket.
-    let token = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
+    let proof = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
         // Which of several counts would depend on who reads the request.
         Some(_) => Err(AuthError::Several),
-        None => bearer::find(carriers).map(|token| token.map(str::to_owned)),
+        None => proof(&relay, carriers, query.as_deref()),
     };
+    let address = relay.gate.client(&caller, &headers);
+    let labels = labels(&uri);
     let wishes = wishes(query.as_deref().unwrap_or_default());
     let limits = &relay.limits;
     let upgrade = upgrade
@@ -83,13 +101,28 @@ pub(crate) async fn upgrade(
         .max_frame_size(limits.max_message_size);
     let tasks = relay.tasks.clone();
     upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), token, wishes))
+        tasks.track_future(driver::run(relay, socket, device_id.into(), address, proof, wishes, labels))
     })
 }
 
-fn is_device_id(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+pub(super) fn invalid_device_id() -> ProblemResponse {
+    let detail = "a device id is 1 to 64 of the characters A-Z a-z 0-9 _ -";
+    ProblemResponse::new(StatusCode::BAD_REQUEST, "invalid_device_id", detail)
+}
+
+/// What the device says about itself; a query that cannot be decoded says nothing.
+fn labels(uri: &Uri) -> Labels {
+    let (mut device_type, mut app_version) = (None, None);
+    if let Ok(Query(pairs)) = Query::<Vec<(String, String)>>::try_from_uri(uri) {
+        for (name, value) in pairs {
+            match name.as_str() {
+                "device_type" => device_type = Some(value),
+                "app_version" => app_version = Some(value),
+                _ => {}
+            }
+        }
+    }
+    Labels::new(device_type, app_version)
 }
 
 fn wishes(query: &str) -> Wishes {

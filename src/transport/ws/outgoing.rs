@@ -6,13 +6,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
 use futures_util::stream::SplitSink;
 
-use super::protocol::Closing;
+use crate::transport::protocol::Closing;
+use crate::transport::session::Frame;
 
 /// A group of changes is closed when it is this large.
 const BATCH_BYTES: usize = 64 * 1024;
 const BATCH_HEAD: &[u8] = b"{\"type\":\"database_changes\",\"changes\":[";
-/// How a frame that may stand in a group begins.
-const CHANGE: &[u8] = b"{\"type\":\"database_change\",";
+/// What may stand in a group.
+const CHANGE: &str = "database_change";
 
 #[derive(Debug)]
 pub(super) struct Outgoing {
@@ -27,13 +28,13 @@ impl Outgoing {
 
     /// Writes all frames. Not cancel-safe as a whole (frames that were not begun are lost), but no frame
     /// is ever torn: the socket's buffer keeps what is half written.
-    pub(super) async fn send(&mut self, frames: &mut Vec<Bytes>) -> Result<(), Closing> {
+    pub(super) async fn send(&mut self, frames: &mut Vec<Frame>) -> Result<(), Closing> {
         if self.batch {
             *frames = grouped(std::mem::take(frames));
         }
-        for frame in frames.drain(..) {
+        for Frame { json, .. } in frames.drain(..) {
             // Made by us from checked text: always UTF-8.
-            let Ok(text) = Utf8Bytes::try_from(frame) else { continue };
+            let Ok(text) = Utf8Bytes::try_from(json) else { continue };
             self.sink.feed(Message::Text(text)).await.map_err(|_| Closing::Gone)?;
         }
         self.sink.flush().await.map_err(|_| Closing::Gone)
@@ -51,17 +52,17 @@ impl Outgoing {
 }
 
 /// Runs of changes become one frame each; everything else stays as it is, in its place.
-fn grouped(frames: Vec<Bytes>) -> Vec<Bytes> {
+fn grouped(frames: Vec<Frame>) -> Vec<Frame> {
     let mut out = Vec::new();
     let mut group = BytesMut::new();
-    let close = |group: &mut BytesMut, out: &mut Vec<Bytes>| {
+    let close = |group: &mut BytesMut, out: &mut Vec<Frame>| {
         if !group.is_empty() {
             group.extend_from_slice(b"]}");
-            out.push(group.split().freeze());
+            out.push(Frame { json: group.split().freeze(), at: None });
         }
     };
     for frame in frames {
-        if !frame.starts_with(CHANGE) {
+        if frame.kind() != CHANGE {
             close(&mut group, &mut out);
             out.push(frame);
             continue;
@@ -71,7 +72,7 @@ fn grouped(frames: Vec<Bytes>) -> Vec<Bytes> {
         } else {
             group.extend_from_slice(b",");
         }
-        group.extend_from_slice(&frame);
+        group.extend_from_slice(&frame.json);
         if group.len() >= BATCH_BYTES {
             close(&mut group, &mut out);
         }
@@ -87,16 +88,16 @@ mod tests {
 
     #[test]
     fn runs_of_changes_are_grouped_in_order() {
-        let change = |n: u32| Bytes::from(format!("{{\"type\":\"database_change\",\"n\":{n}}}"));
-        let other = Bytes::from_static(b"{\"type\":\"heartbeat\"}");
+        let change = |n: u32| Frame::from(format!("{{\"type\":\"database_change\",\"n\":{n}}}"));
+        let other = Frame::from("{\"type\":\"heartbeat\"}".to_owned());
         let frames = grouped(vec![change(1), change(2), other.clone(), change(3)]);
         assert_eq!(frames.len(), 3);
-        assert_eq!(frames[1], other);
-        let first: serde_json::Value = serde_json::from_slice(&frames[0]).unwrap();
+        assert_eq!(frames[1].json, other.json);
+        let first: serde_json::Value = serde_json::from_slice(&frames[0].json).unwrap();
         assert_eq!(first["changes"].as_array().unwrap().len(), 2);
         assert_eq!(first["changes"][1]["n"], 2);
         let large =
-            Bytes::from(format!("{{\"type\":\"database_change\",\"n\":\"{}\"}}", "x".repeat(BATCH_BYTES)));
+            Frame::from(format!("{{\"type\":\"database_change\",\"n\":\"{}\"}}", "x".repeat(BATCH_BYTES)));
         assert_eq!(grouped(vec![large.clone(), large]).len(), 2);
     }
 }

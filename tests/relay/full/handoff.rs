@@ -48,6 +48,13 @@ async fn a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated()
         "10 0 1"
     );
 
+    let mut fresh = Device::of(&relay, "1", "fresh").connect().await;
+    fresh.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "snapshot": true})).await;
+    let told = fresh.until("snapshot_end").await;
+    let of = |kind: &str| told.iter().filter(|frame| frame.kind == kind).collect::<Vec<_>>();
+    assert_eq!(of("snapshot_begin")[0].json()["total_rows"], 10, "as other sessions see the table");
+    assert_eq!(of("database_change").len(), 4, "and what they do not see yet: {told:?}");
+
     let http = relay.http_as("1");
     let mut copy = Copy::default();
     let cursor = copy.sync(&http, &json!({"device_id": "d", "topics": ["user:1:*"]})).await;

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::support::copy::{Copy, SyncPage, pages};
 use crate::support::device::Device;
 use crate::support::dice::Dice;
-use crate::support::frame::Change;
+use crate::support::frame::{Change, place};
 use crate::support::http::Http;
 use crate::support::postgres::{TestPostgres, explain};
 use crate::support::relay::Relay;
@@ -213,11 +213,13 @@ fn version_of(change: &Change) -> Option<u64> {
 /// what they had come to at its cursor.
 async fn check(pg: &TestPostgres, user: &str, changes: &[Change], handoffs: &[Handoff]) {
     let mut handoffs: Vec<&Handoff> = handoffs.iter().filter(|handoff| handoff.user == user).collect();
-    handoffs.sort_by(|a, b| a.cursor.cmp(&b.cursor));
+    handoffs.sort_by_key(|handoff| place(&handoff.cursor));
     let (mut truth, mut versions) = (Copy::default(), HashMap::new());
     let mut changes = changes.iter().peekable();
     for (number, handoff) in handoffs.into_iter().enumerate() {
-        while let Some(change) = changes.next_if(|change| change.cursor.as_ref() <= Some(&handoff.cursor)) {
+        let upto = place(&handoff.cursor);
+        let within = |change: &&Change| change.cursor.as_deref().map(place) <= Some(upto);
+        while let Some(change) = changes.next_if(within) {
             step(&mut truth, &mut versions, change);
         }
         let (copy, truth) = (handoff.copy.records("counted"), truth.records("counted"));

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::traveller::{Traveller, place};
+use super::traveller::Traveller;
 use crate::support::copy::SyncPage;
+use crate::support::frame::place;
 use crate::support::http::Http;
 use crate::support::relay::Relay;
 use crate::support::wait::PATIENCE;

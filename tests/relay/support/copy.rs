@@ -82,6 +82,11 @@ impl Copy {
         self.applied.clear();
     }
 
+    /// Puts rows of a snapshot into it.
+    pub(crate) fn put_rows(&mut self, rows: &[Change]) {
+        rows.iter().for_each(|row| self.put(row.topic_table(), row, false));
+    }
+
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
     /// returns the last cursor.
     pub(crate) async fn sync(&mut self, http: &Http, body: &serde_json::Value) -> String {

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::wait::within;
 
@@ -24,6 +24,7 @@ pub(crate) struct Request {
     address: SocketAddr,
     head: String,
     body: Vec<u8>,
+    receive_buffer: Option<u32>,
 }
 
 /// A whole answer.
@@ -79,7 +80,7 @@ impl Http {
 
     pub(crate) fn request(&self, method: &str, path: &str) -> Request {
         let head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
-        let request = Request { address: self.address, head, body: Vec::new() };
+        let request = Request { address: self.address, head, body: Vec::new(), receive_buffer: None };
         match &self.token {
             Some(token) => request.header("authorization", &format!("Bearer {token}")),
             None => request,
@@ -90,6 +91,12 @@ impl Http {
 impl Request {
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.head.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    /// A kernel receive buffer of a few kilobytes: not reading is felt at the other end soon.
+    pub(crate) fn small_buffer(mut self) -> Self {
+        self.receive_buffer = Some(4096);
         self
     }
 
@@ -129,7 +136,11 @@ impl Request {
     }
 
     async fn try_open(self) -> std::io::Result<Open> {
-        let mut stream = TcpStream::connect(self.address).await?;
+        let socket = TcpSocket::new_v4()?;
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        let mut stream = socket.connect(self.address).await?;
         let length = match self.body.len() {
             0 => String::new(),
             length => format!("content-length: {length}\r\n"),

@@ -15,6 +15,7 @@
 //! * [`http`]: a small HTTP/1.1 client. [`token`]: JWTs with any claims.
 //! * [`issuer`]: a token issuer's endpoint for its keys, which can fail in many ways.
 //! * [`device`]: a WebSocket device, and one that stops reading.
+//! * [`events`]: a reader of Server-Sent Events.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
@@ -35,6 +36,7 @@ pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod dice;
+pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod frame;
 pub(crate) mod http;

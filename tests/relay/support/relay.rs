@@ -17,8 +17,8 @@ use super::postgres::TestPostgres;
 use super::token;
 use super::wait::{PATIENCE, eventually, within};
 
-/// What the program prints when it listens; the address follows.
-const LISTENING: &str = "listening on http://";
+/// What the program prints when it listens; the scheme and the address follow.
+const LISTENING: &str = "listening on http";
 
 /// How a relay is started; begins with [`Relay::on`].
 #[derive(Debug, Clone)]
@@ -85,6 +85,10 @@ impl Relay {
             .env("ROWCAST_DATABASE_URL", url)
             .env("ROWCAST_LISTEN", "127.0.0.1:0")
             .env("ROWCAST_JWT_SECRET", token::SECRET)
+            // A test asks more often than a user, unless it is about that.
+            .env("ROWCAST_RATE_LIMIT_REQUESTS", "0")
+            .env("ROWCAST_RATE_LIMIT_POLLS", "0")
+            .env("ROWCAST_RATE_LIMIT_FAILURES", "0")
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -251,7 +255,8 @@ async fn read_lines(
 ) {
     let mut lines = BufReader::new(pipe).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        if let Some((_, rest)) = line.split_once(LISTENING) {
+        let listening = line.split_once(LISTENING).and_then(|(_, rest)| rest.split_once("://"));
+        if let Some((_, rest)) = listening {
             let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
             if let Ok(address) = rest[..end].parse() {
                 found.send_replace(Some(address));

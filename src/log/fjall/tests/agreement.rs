@@ -177,6 +177,19 @@ fn check(log: &FjallLog, request: &ReadRequest<'_>, expected: &[Seen]) -> Result
         prop_assert!(count <= request.max_deliveries.max(1) && count <= rest.len());
         prop_assert_eq!(&found[..], &rest[..count]);
         rest = &rest[count..];
+        if page.paused_at.is_some() {
+            // Nothing of a transaction that the page holds lies behind it.
+            let seen_last = found.last().map_or(after, |last| last.0);
+            prop_assert!(page.more && !page.cut && page.through > seen_last && page.through <= end);
+            prop_assert!(found.last().is_none_or(|last| last.0.commit != page.through.commit));
+            prop_assert!(rest.first().is_none_or(|next| next.0 > page.through));
+            after = page.through;
+            continue;
+        }
+        if request.max_visited < usize::MAX && !page.more {
+            prop_assert!(rest.is_empty() && !page.cut && page.through == end);
+            return Ok(());
+        }
         let Some(next) = rest.first().filter(|_| page.more) else {
             prop_assert!(!page.more && !page.cut && rest.is_empty());
             prop_assert_eq!(page.through, end);
@@ -197,7 +210,7 @@ proptest! {
         given in prop::collection::vec((prop::collection::vec(body(), 0..6), any::<bool>(), any::<bool>()), 1..5),
         marks in prop::collection::vec(mark(), 0..3),
         requests in prop::collection::vec(
-            (prop::collection::vec(interest(), 0..5), position(), position(), 0..4usize, 0..2000usize), 1..8),
+            (prop::collection::vec(interest(), 0..5), position(), position(), 0..4usize, 0..2000usize, prop_oneof![Just(usize::MAX), 0..4usize]), 1..8),
         reopen: bool,
         small_spans: bool,
     ) {
@@ -245,10 +258,11 @@ proptest! {
             log = FjallLog::open_at(&options, clock()).unwrap().unwrap();
         }
         let oldest = log.oldest();
-        for (interests, after, upto, max_deliveries, max_bytes) in &requests {
+        for (interests, after, upto, max_deliveries, max_bytes, max_visited) in &requests {
             let (after, upto) = ((*after).max(oldest), (*upto).max(*after).max(oldest));
             let request = ReadRequest {
                 interests, after, upto, max_deliveries: *max_deliveries, max_bytes: *max_bytes,
+                max_visited: *max_visited,
             };
             let mut expected = Vec::new();
             for transaction in &transactions {

@@ -201,6 +201,33 @@ async fn pages_say_whether_they_cut_a_transaction() {
 }
 
 #[tokio::test]
+async fn a_page_looks_at_a_bounded_number_of_entries() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = create(&options(directory.path()));
+    let noise = |index| row(index, 2, "x", "{}", &[("user:1", true, true)]);
+    let wanted = |index, key| row(index, 1, key, "{}", &[("user:1", true, true)]);
+    for n in 0..10 {
+        put(&log, whole(transaction(110 + n * 10, vec![noise(1), noise(2)]))).await;
+    }
+    put(&log, whole(transaction(210, vec![noise(1), wanted(2, "a"), noise(3), noise(4), noise(5)]))).await;
+    put(&log, whole(transaction(220, vec![noise(1), noise(2), wanted(3, "b")]))).await;
+    let interests = [Interest { tables: Tables::Only(vec!["t1".into()]), ..all_of("user:1") }];
+    let at = |commit, index| Position::new(Lsn::new(commit), index);
+    let page = |after, max_visited| {
+        let request = ReadRequest { max_visited, ..request(&interests, after) };
+        let page = log.read(&request).unwrap();
+        assert!(!page.cut);
+        (keys(&page).concat(), page.through, page.more, page.paused_at.is_some())
+    };
+    assert_eq!(page(at(100, 0), 5), (String::new(), at(130, 1), true, true));
+    assert_eq!(page(at(100, 0), 0), (String::new(), at(110, 1), true, true), "there is always progress");
+    // What the page holds something of is gone through, so that its end is known.
+    assert_eq!(page(at(200, 2), 2), ("a".to_owned(), at(220, 1), true, true));
+    assert_eq!(page(at(220, 1), 2), ("b".to_owned(), at(230, 0), false, false));
+    assert_eq!(page(at(100, 0), usize::MAX), ("ab".to_owned(), at(230, 0), false, false));
+}
+
+#[tokio::test]
 async fn the_queue_is_bounded_and_everything_accepted_is_applied() {
     let directory = tempfile::tempdir().unwrap();
     let log = create(&LogOptions { queue_size: 2_000, ..options(directory.path()) });
@@ -345,4 +372,34 @@ async fn what_is_kept_beside_the_log_outlasts_it() {
     assert_eq!(kept(&log, "device/"), devices);
     assert_eq!((log.kept("device/b").unwrap(), log.kept("other").unwrap()), (Some(b"2".to_vec()), None));
     assert_eq!(log.states("device/").unwrap(), []);
+    let page = |after: &str, most| {
+        let page = log.kept_page("device/", after, most).unwrap();
+        page.into_iter().map(|(name, _)| name).collect::<Vec<_>>().concat()
+    };
+    log.keep("devices", Some(b"3")).unwrap();
+    assert_eq!((page("", 1).as_str(), page("device/a", 9).as_str()), ("device/a", "device/b"));
+    assert_eq!((page("", 9).as_str(), page("device/b", 9).as_str()), ("device/adevice/b", ""));
+}
+
+#[tokio::test]
+async fn what_is_lasting_outlives_the_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let log = create(&options);
+    let lasting = format!("{LASTING}a");
+    log.keep(&lasting, Some(b"1")).unwrap();
+    log.keep("brief", Some(b"2")).unwrap();
+    drop(log);
+    for _ in 0..2 {
+        let log = create(&options);
+        assert_eq!(log.kept(&lasting).unwrap(), Some(b"1".to_vec()));
+        assert_eq!(log.kept("brief").unwrap(), None);
+    }
+    // What cannot be read must not keep a new log from beginning.
+    for file in std::fs::read_dir(options.directory.join("data")).unwrap().map(Result::unwrap) {
+        if file.file_type().unwrap().is_file() {
+            std::fs::write(file.path(), b"no such thing").unwrap();
+        }
+    }
+    assert_eq!(create(&options).kept_under("").unwrap(), []);
 }

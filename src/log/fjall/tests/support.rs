@@ -111,7 +111,14 @@ pub(in super::super) fn all_of(text: &str) -> Interest {
 }
 
 pub(in super::super) fn request(interests: &[Interest], after: Position) -> ReadRequest<'_> {
-    ReadRequest { interests, after, upto: Position::MAX, max_deliveries: usize::MAX, max_bytes: usize::MAX }
+    ReadRequest {
+        interests,
+        after,
+        upto: Position::MAX,
+        max_deliveries: usize::MAX,
+        max_bytes: usize::MAX,
+        max_visited: usize::MAX,
+    }
 }
 
 pub(in super::super) fn read(log: &FjallLog, interests: &[Interest]) -> Page {

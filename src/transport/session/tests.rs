@@ -7,22 +7,23 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::session::{Session, Step};
-use crate::auth::{AuthConfig, Grants, Identity, Secret, UserId, Verifier};
+use super::{Frame, Session, Step};
+use crate::auth::{AuthConfig, GrantPattern, Grants, Identity, Secret, UserId, Verifier};
 use crate::change::*;
 use crate::cursor::{Cursor, Epoch};
+use crate::devices::{Devices, Sessions};
 use crate::feed::Feed;
 use crate::horizon::Horizon;
 use crate::hub::Touched;
 use crate::log::{Append, Beginning, FjallLog, Log, LogOptions};
 use crate::lsn::Lsn;
 use crate::position::Position;
+use crate::postgres::Target;
 use crate::topic::{Audience, Pattern};
-use crate::transport::{Limits, Relay, Sessions};
+use crate::transport::{Gate, Limits, Messages, Relay, Tickets};
 
 /// Topics that the device reads: a wildcard, and two tables by name. What the others hold is noise.
 const PATTERNS: [&str; 3] = ["user:1:*", "team:7:t1", "team:7:t2"];
@@ -288,16 +289,23 @@ fn relay(feed: &Arc<Feed>) -> Relay {
         max_subscriptions_per_session: 100,
         broadcast_replay: Duration::from_secs(300),
         url_token: false,
+        metrics_apart: false,
         ready_lag_bytes: 0,
         ready_lag_time: Duration::ZERO,
     };
     let (_, receiver) = tokio::sync::watch::channel(Some(Arc::clone(feed)));
+    let sessions = Sessions::default();
+    let target = Target::parse("postgres://nobody@localhost/none").unwrap();
     Relay {
+        devices: Devices::new(receiver.clone(), sessions.clone(), Duration::MAX),
+        messages: Messages::new(target, GrantPattern::parse("user:{sub}:devices").unwrap()),
         feed: receiver,
-        verifier: Verifier::new(auth).unwrap(),
+        verifier: Some(Verifier::new(auth).unwrap()),
+        gate: Gate::default(),
         progress: Arc::default(),
+        sessions,
         full: crate::sync::tests::full_sync(),
-        sessions: Sessions::default(),
+        tickets: Tickets::default(),
         limits,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
         shutdown: tokio_util::sync::CancellationToken::new(),
@@ -324,7 +332,7 @@ struct Device {
     kept: BTreeMap<&'static str, Kept>,
     session: Option<Session>,
     /// Frames that were sent and not yet read.
-    wire: VecDeque<Bytes>,
+    wire: VecDeque<Frame>,
     replaying: Option<BTreeSet<String>>,
 }
 
@@ -391,7 +399,7 @@ impl Device {
     fn read(&mut self, most: usize, world: &World) {
         for _ in 0..most {
             let Some(frame) = self.wire.pop_front() else { return };
-            let frame: Value = serde_json::from_slice(&frame).unwrap();
+            let frame: Value = serde_json::from_slice(&frame.json).unwrap();
             self.take(&frame, world);
         }
     }

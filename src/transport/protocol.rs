@@ -13,11 +13,22 @@ use crate::cursor::Cursor;
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Request {
-    Subscribe { topics: Vec<String>, cursor: Option<String> },
-    Unsubscribe { topics: Vec<String> },
+    Subscribe {
+        topics: Vec<String>,
+        cursor: Option<String>,
+        #[serde(default)]
+        snapshot: bool,
+    },
+    Unsubscribe {
+        topics: Vec<String>,
+    },
     Ping {},
-    Auth { token: String },
-    Ack {},
+    Auth {
+        token: String,
+    },
+    Ack {
+        cursor: String,
+    },
 }
 
 /// What of any message can be read without knowing its type.
@@ -60,6 +71,19 @@ pub(super) enum Answer<'a> {
         r#ref: Option<&'a Value>,
         topics: Vec<String>,
     },
+    SnapshotBegin {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        tables: serde_json::Map<String, Value>,
+        total_rows: u64,
+    },
+    SnapshotEnd {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        r#ref: Option<&'a Value>,
+        topics: Vec<String>,
+        cursor: Cursor,
+    },
     CaughtUp {
         #[serde(skip_serializing_if = "Option::is_none")]
         r#ref: Option<&'a Value>,
@@ -77,12 +101,28 @@ pub(super) enum Answer<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<Cursor>,
     },
+    /// A stream's heartbeat.
+    Progress {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    /// The last event of a stream; codes and reasons are those of a socket.
+    Close {
+        code: u16,
+        reason: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
+    },
     SyncRequired {
         topics: Vec<String>,
         from: Option<String>,
         to: Option<Cursor>,
         reason: Reason,
         retry_after_ms: u64,
+    },
+    OtherDeviceSynced {
+        device_id: &'a str,
+        timestamp: String,
     },
     Revoked {
         topics: Vec<String>,
@@ -131,6 +171,8 @@ pub(super) enum Closing {
     NotGranted(&'static str),
     Idle,
     TooMany(&'static str),
+    /// The user removed this device.
+    Removed,
     /// The relay restarts, its log begins anew, or it cannot check tokens at the moment: come back.
     Restart {
         retry_after_ms: u64,
@@ -146,6 +188,7 @@ impl Closing {
             Closing::Token(_) => 4401,
             Closing::NotGranted(_) => 4403,
             Closing::Idle => 4408,
+            Closing::Removed => 4410,
             Closing::TooMany(_) => 4429,
             Closing::Restart { .. } => 1012,
             Closing::Gone => 1000,
@@ -159,6 +202,7 @@ impl Closing {
             | Closing::Token(why)
             | Closing::NotGranted(why)
             | Closing::TooMany(why) => why.to_owned(),
+            Closing::Removed => "this device was removed".to_owned(),
             Closing::Idle => "nothing was heard for two heartbeats".to_owned(),
             Closing::Restart { retry_after_ms } => format!("{{\"retry_after_ms\":{retry_after_ms}}}"),
             Closing::Gone => String::new(),
@@ -220,14 +264,25 @@ mod tests {
         };
         let answers = [
             ("connection_established", established),
-            ("subscribed", Answer::Subscribed { r#ref, topics: topics(), cursor, tables }),
+            ("subscribed", Answer::Subscribed { r#ref, topics: topics(), cursor, tables: tables.clone() }),
             ("unsubscribed", Answer::Unsubscribed { r#ref, topics: topics() }),
             ("replay_begin", Answer::ReplayBegin { r#ref, topics: topics() }),
+            ("snapshot_begin", Answer::SnapshotBegin { r#ref, topics: topics(), tables, total_rows: 2 }),
+            ("snapshot_end", Answer::SnapshotEnd { r#ref, topics: topics(), cursor }),
             ("caught_up", Answer::CaughtUp { r#ref, topics: topics(), cursor }),
             ("heartbeat", Answer::Heartbeat { cursor: Some(cursor) }),
             ("heartbeat_replaying", Answer::Heartbeat { cursor: None }),
+            ("progress", Answer::Progress { cursor: Some(cursor) }),
+            (
+                "close",
+                Answer::Close { code: 1012, reason: "the relay restarts", retry_after_ms: Some(1_840) },
+            ),
             ("pong", Answer::Pong { r#ref, timestamp: timestamp(), cursor: Some(cursor) }),
             ("sync_required", required),
+            (
+                "other_device_synced",
+                Answer::OtherDeviceSynced { device_id: "tablet", timestamp: timestamp() },
+            ),
             ("revoked", Answer::Revoked { topics: topics() }),
             ("granted", Answer::Granted { r#ref: None, topics: topics() }),
             ("error", error),

@@ -1,48 +1,80 @@
-//! The state of one session: where it stands, what it reads, and what it does next.
+//! One session of a device, whatever carries its frames: where it stands, what it reads, and what it
+//! does next.
+//!
+//! `subscriptions` is what a session reads (pure), `subscribe` what a device asks for, `delivery` turns
+//! transactions into frames. A transport drives it: calls [`Session::step`] and writes what that gives.
 //!
 //! A session is live (transactions come through its outbox) or behind (it reads the log). Replays of
 //! single topics go before either, and what is live waits for them. It never goes from behind to live
 //! but through [`Seat::go_live`], whose position joins the two without a seam.
+//!
+//! Invariants: a session's frames are in commit order, and each frame's cursor is honest: the device
+//! has everything before it. Nothing outside the token's grants is ever subscribed. A device that takes
+//! nothing costs one outbox, then only a place in the log.
+
+mod delivery;
+mod ending;
+mod frame;
+mod rights;
+mod snapshot;
+mod subscribe;
+mod subscriptions;
+#[cfg(test)]
+mod tests;
+mod vouched;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::delivery::Reader;
 use super::protocol::{Answer, Closing, spread};
-use super::subscriptions::{Stale, Subscriptions};
 use crate::auth::Identity;
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::feed::Feed;
-use crate::hub::{Item, Seat, Taken};
+use crate::hub::{Item, Seat, Taken, timestamp};
 use crate::log::{Page, ReadError, ReadRequest};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::timestamp::PgTimestamp;
 use crate::topic::Pattern;
 use crate::transport::Relay;
+use delivery::Reader;
+pub(super) use ending::restart;
+#[cfg(test)]
+pub(super) use frame::At;
+pub(super) use frame::Frame;
+use rights::Rights;
+use snapshot::{Shown, Snapshots};
+pub(super) use subscribe::{From, Refusal};
+use subscriptions::{Stale, Subscriptions};
+pub(super) use vouched::Vouched;
 
 /// What one reading of the log gives at most, so that a session behind holds little.
 const PAGE_DELIVERIES: usize = 512;
 const PAGE_BYTES: usize = 64 * 1024;
+/// And how many entries it looks at, so that a session that reads a rare table stays one among many.
+const PAGE_VISITS: usize = if cfg!(test) { 3 } else { 16 * 1024 };
 
 /// When to come back after being told to sync, so that devices do not come at once.
-pub(super) const SYNC_SPREAD_MS: u64 = 5_000;
+const SYNC_SPREAD_MS: u64 = 5_000;
 
 pub(super) struct Session {
     pub(super) relay: Arc<Relay>,
     pub(super) feed: Arc<Feed>,
     pub(super) identity: Identity,
-    pub(super) reader: Reader,
+    reader: Reader,
     pub(super) seat: Seat,
-    pub(super) subscriptions: Subscriptions,
+    subscriptions: Subscriptions,
     /// Everything up to here was put into frames, of the topics that are not being replayed.
-    pub(super) position: Position,
+    position: Position,
     mode: Mode,
-    pub(super) replays: VecDeque<Replay>,
+    replays: VecDeque<Replay>,
+    snapshots: Snapshots,
     marks_version: u64,
+    rights: Rights,
+    /// A cursor before this vouches for all that was ever subscribed here. One that lies further leaves out
+    /// what was ended on the way: going on from it would pass that over in silence.
+    pub(super) vouched: Position,
 }
 
 #[derive(Debug)]
@@ -57,13 +89,15 @@ enum Mode {
 
 /// Topics that catch up alone.
 #[derive(Debug)]
-pub(super) struct Replay {
-    pub(super) r#ref: Option<serde_json::Value>,
-    pub(super) topics: Vec<Pattern>,
-    pub(super) wanted: Subscriptions,
-    pub(super) after: Position,
-    pub(super) upto: Position,
-    pub(super) begun: bool,
+struct Replay {
+    r#ref: Option<serde_json::Value>,
+    topics: Vec<Pattern>,
+    wanted: Subscriptions,
+    after: Position,
+    upto: Position,
+    begun: bool,
+    /// The end of a snapshot, which has shown some of it.
+    shown: Option<Shown>,
 }
 
 /// What a session can do without hearing from anyone.
@@ -79,10 +113,11 @@ impl Session {
     pub(super) fn new(
         relay: Arc<Relay>,
         feed: Arc<Feed>,
-        identity: Identity,
+        mut identity: Identity,
         device: Arc<str>,
         numbers_as_strings: bool,
     ) -> Self {
+        let rights = Rights::of(&feed, &mut identity);
         let seat = feed.hub.join(relay.limits.outbox_size);
         let start = seat.go_live();
         let reader = Reader {
@@ -93,10 +128,13 @@ impl Session {
             numbers_as_strings,
         };
         Session {
+            rights,
             marks_version: feed.log.marks_version(),
+            vouched: Position::MAX,
             position: Position::boundary(start),
             mode: Mode::Live { items: VecDeque::new(), upto: start },
             replays: VecDeque::new(),
+            snapshots: Snapshots::default(),
             subscriptions: Subscriptions::default(),
             relay,
             feed,
@@ -106,14 +144,50 @@ impl Session {
         }
     }
 
+    /// The first frame of a session.
+    pub(super) fn established(&self) -> Frame {
+        let heartbeat = self.relay.limits.heartbeat.as_millis();
+        let established = Answer::ConnectionEstablished {
+            protocol: 1,
+            user_id: &self.identity.user.subject,
+            device_id: &self.reader.device,
+            heartbeat_ms: u64::try_from(heartbeat).unwrap_or(u64::MAX),
+            timestamp: timestamp(PgTimestamp::now().unix_micros()),
+        };
+        established.to_json().into()
+    }
+
+    pub(super) fn device(&self) -> &str {
+        &self.reader.device
+    }
+
+    /// Whether nothing is subscribed (any more).
+    pub(super) fn is_empty(&self) -> bool {
+        self.subscriptions.len() == 0
+    }
+
     /// Up to where this device has everything; unknown while single topics catch up.
     pub(super) fn cursor(&self) -> Option<Cursor> {
         self.replays.is_empty().then(|| self.feed.cursor(self.position))
     }
 
-    /// Puts more into frames: marks first, then replays, then the stream.
-    pub(super) async fn step(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+    /// Puts more into frames; a token that is revoked ends that.
+    pub(super) async fn step(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
+        let step = self.go_on(out).await?;
+        self.rights.check()?;
+        Ok(step)
+    }
+
+    /// Marks and rights first, then replays, then the stream.
+    async fn go_on(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         self.apply_marks(out);
+        // Rows go between other topics' frames: of these topics there are none yet.
+        let sent = self.send_snapshot(out).await?;
+        let step = self.go_on_streaming(out).await?;
+        Ok(if sent { Step::Worked } else { step })
+    }
+
+    async fn go_on_streaming(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         if !self.replays.is_empty() {
             return self.replay(out).await;
         }
@@ -127,7 +201,7 @@ impl Session {
         }
     }
 
-    fn live(&mut self, out: &mut Vec<Bytes>) -> Step {
+    fn live(&mut self, out: &mut Vec<Frame>) -> Step {
         self.take();
         // A mark is in force before anything after it is published. So those that lie before what was
         // just taken are seen here, while the session still stands before them.
@@ -159,7 +233,7 @@ impl Session {
 
     /// Puts into frames what lies before `upto`, so that subscriptions may change there. The session
     /// then stands at `upto`, or at an earlier position if it is behind.
-    pub(super) fn settle(&mut self, upto: Lsn, out: &mut Vec<Bytes>) {
+    fn settle(&mut self, upto: Lsn, out: &mut Vec<Frame>) {
         // A replay must not be interrupted by other topics' changes, and a session that joins has opened
         // its outbox before the new audiences were in it: only the log has all of what lies between.
         if !self.replays.is_empty() || matches!(self.mode, Mode::Joining(_)) {
@@ -178,7 +252,7 @@ impl Session {
         self.position = self.position.max(Position::boundary(upto));
     }
 
-    async fn behind(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+    async fn behind(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         if self.read_on(Position::MAX, out).await? {
             // All that the log shows was read: open the outbox, and read what came meanwhile.
             self.mode = Mode::Joining(self.seat.go_live());
@@ -186,7 +260,7 @@ impl Session {
         Ok(Step::Worked)
     }
 
-    async fn joining(&mut self, upto: Lsn, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+    async fn joining(&mut self, upto: Lsn, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         // The hub may be a moment ahead of the log.
         self.log_reaches(upto).await?;
         if self.read_on(Position::boundary(upto), out).await? {
@@ -202,7 +276,7 @@ impl Session {
     }
 
     /// Reads a page of everything subscribed from where the session stands. Whether that was all.
-    async fn read_on(&mut self, upto: Position, out: &mut Vec<Bytes>) -> Result<bool, Closing> {
+    async fn read_on(&mut self, upto: Position, out: &mut Vec<Frame>) -> Result<bool, Closing> {
         let wanted = self.subscriptions.clone();
         match self.read(&wanted, self.position, upto).await? {
             Some(page) => {
@@ -222,7 +296,7 @@ impl Session {
         }
     }
 
-    async fn replay(&mut self, out: &mut Vec<Bytes>) -> Result<Step, Closing> {
+    async fn replay(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         let Some(replay) = self.replays.front_mut() else { return Ok(Step::Worked) };
         if replay.topics.is_empty() {
             self.finish_replay(out);
@@ -248,6 +322,10 @@ impl Session {
         };
         replay.after = page.through;
         let wanted = replay.wanted.clone();
+        let mut page = page;
+        if let Some(shown) = &replay.shown {
+            page.transactions.retain(|transaction| !shown.covers(transaction.commit, transaction.xid));
+        }
         self.show(&page, &wanted, out);
         if !page.more {
             self.finish_replay(out);
@@ -255,20 +333,24 @@ impl Session {
         Ok(Step::Worked)
     }
 
-    /// Every `replay_begin` has its `caught_up`, of those topics that are left.
-    fn finish_replay(&mut self, out: &mut Vec<Bytes>) {
+    /// Every `replay_begin` has its `caught_up`, and every snapshot its end, of those topics that are left.
+    fn finish_replay(&mut self, out: &mut Vec<Frame>) {
         let Some(done) = self.replays.pop_front() else { return };
+        if done.shown.is_some() {
+            return self.end_snapshot(done.r#ref.as_ref(), &done.topics, done.upto.commit, out);
+        }
         let topics = done.topics.iter().map(ToString::to_string).collect();
         let cursor = self.feed.cursor(done.upto);
-        out.push(Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor }.to_json().into());
+        let caught_up = Answer::CaughtUp { r#ref: done.r#ref.as_ref(), topics, cursor };
+        out.push(Frame::standing(caught_up.to_json(), done.upto));
     }
 
     /// Where the copy of a topic that catches up stands; `None` if it does not.
-    pub(super) fn replaying(&self, pattern: &Pattern) -> Option<Position> {
+    fn replaying(&self, pattern: &Pattern) -> Option<Position> {
         self.replays.iter().find(|replay| replay.topics.contains(pattern)).map(|replay| replay.after)
     }
 
-    fn show(&self, page: &Page, wanted: &Subscriptions, out: &mut Vec<Bytes>) {
+    fn show(&self, page: &Page, wanted: &Subscriptions, out: &mut Vec<Frame>) {
         let replay = i64::try_from(self.relay.limits.broadcast_replay.as_micros()).unwrap_or(i64::MAX);
         let broadcasts_from = PgTimestamp::now().unix_micros().saturating_sub(replay);
         for (place, transaction) in page.transactions.iter().enumerate() {
@@ -286,8 +368,14 @@ impl Session {
     ) -> Result<Option<Page>, Closing> {
         let (feed, interests) = (Arc::clone(&self.feed), wanted.interests());
         let reading = tokio::task::spawn_blocking(move || {
-            let (max_deliveries, max_bytes) = (PAGE_DELIVERIES, PAGE_BYTES);
-            feed.log.read(&ReadRequest { interests: &interests, after, upto, max_deliveries, max_bytes })
+            feed.log.read(&ReadRequest {
+                interests: &interests,
+                after,
+                upto,
+                max_deliveries: PAGE_DELIVERIES,
+                max_bytes: PAGE_BYTES,
+                max_visited: PAGE_VISITS,
+            })
         });
         match reading.await {
             Ok(Ok(page)) => Ok(Some(page)),
@@ -301,8 +389,9 @@ impl Session {
         }
     }
 
-    /// Ends what new marks made stale.
-    fn apply_marks(&mut self, out: &mut Vec<Bytes>) {
+    /// Ends what new marks made stale, and what is no longer granted.
+    fn apply_marks(&mut self, out: &mut Vec<Frame>) {
+        self.apply_rights(out);
         let version = self.feed.log.marks_version();
         if version == self.marks_version {
             return;
@@ -327,21 +416,22 @@ impl Session {
         self.tell_stale(stale, out);
     }
 
-    pub(super) fn tell_stale(&self, stale: Vec<Stale>, out: &mut Vec<Bytes>) {
+    fn tell_stale(&mut self, stale: Vec<Stale>, out: &mut Vec<Frame>) {
         for Stale { topic, from, upto, reason } in stale {
             self.tell(vec![topic], Some(from), Some(upto).filter(|upto| *upto != Position::MAX), reason, out);
         }
     }
 
     /// Tells that topics have to be synced in full.
-    pub(super) fn tell(
-        &self,
+    fn tell(
+        &mut self,
         topics: Vec<String>,
         from: Option<Position>,
         to: Option<Position>,
         reason: Reason,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
+        self.vouched = self.vouched.min(to.unwrap_or(Position::MAX));
         metrics::counter!("rowcast_sync_required_total", "reason" => reason.as_str()).increment(1);
         let answer = Answer::SyncRequired {
             topics,
@@ -360,7 +450,7 @@ impl Session {
         from: Option<Position>,
         to: Option<Position>,
         reason: Reason,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         if topics.is_empty() {
             return;
@@ -372,13 +462,13 @@ impl Session {
     }
 
     /// The whole log is over; tells all topics.
-    pub(super) fn epoch_over(&mut self, out: &mut Vec<Bytes>) {
+    pub(super) fn epoch_over(&mut self, out: &mut Vec<Frame>) {
         let all: Vec<Pattern> = self.subscriptions.patterns().cloned().collect();
         self.end(&all, Some(self.position), None, Reason::Epoch, out);
     }
 
     /// Nothing of a removed pattern follows. Whether there was one.
-    pub(super) fn remove(&mut self, pattern: &Pattern) -> bool {
+    fn remove(&mut self, pattern: &Pattern) -> bool {
         let removed = self.subscriptions.remove(pattern);
         if removed {
             self.seat.unsubscribe(&pattern.audience);

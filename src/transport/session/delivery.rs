@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::frame::{At, Frame};
 use super::subscriptions::Subscriptions;
 use crate::auth::UserId;
-use crate::change::{Body, Delivery, Tag, Transaction};
+use crate::change::{Body, Broadcast, Delivery, Tag, Transaction};
 use crate::cursor::Epoch;
 use crate::hub::{FrameStyle, Published, Shown, frame_of, view};
 use crate::transport::Relay;
@@ -29,7 +30,7 @@ impl Reader {
         published: &Published,
         places: &[u32],
         wanted: &Subscriptions,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let transaction = &published.transaction;
         let deliveries = places.iter().map(|place| *place as usize);
@@ -53,7 +54,7 @@ impl Reader {
         wanted: &Subscriptions,
         goes_on: bool,
         broadcasts_from: i64,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let deliveries = transaction.deliveries.iter().enumerate();
         let encode = |_: usize, delivery: &Delivery, shown: &Shown<'_>, style| {
@@ -71,15 +72,20 @@ impl Reader {
         goes_on: bool,
         broadcasts_from: i64,
         encode: impl Fn(usize, &Delivery, &Shown<'_>, FrameStyle) -> Bytes,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let own = transaction.tag.as_ref().is_some_and(|tag| self.is_own(tag));
         let style =
             FrameStyle { epoch: self.epoch, last: false, numbers_as_strings: self.numbers_as_strings, own };
         let before = out.len();
+        let frame = |place: usize, delivery: &Delivery, shown: &Shown<'_>, style| {
+            let at =
+                At { position: transaction.position(delivery), committed_at: Some(transaction.committed_at) };
+            Frame { json: encode(place, delivery, shown, style), at: Some(at) }
+        };
         // One change is held back until it is known whether another follows.
         let mut held: Option<(usize, &Delivery, Shown<'_>)> = None;
-        let mut broadcasts: Vec<Bytes> = Vec::new();
+        let mut broadcasts: Vec<Frame> = Vec::new();
         for (place, delivery) in deliveries {
             let at = transaction.position(delivery);
             let shown = match &delivery.body {
@@ -92,25 +98,38 @@ impl Reader {
                 }
                 Body::Broadcast(broadcast) => {
                     let fresh = transaction.committed_at >= broadcasts_from;
-                    if fresh && wanted.wants(&broadcast.audience, &broadcast.name, at) {
+                    let meant = !self.is_own_message(transaction.tag.as_ref(), broadcast);
+                    if fresh && meant && wanted.wants(&broadcast.audience, &broadcast.name, at) {
                         // Behind the change that is held back, if there is one.
                         let queue = if held.is_some() { &mut broadcasts } else { &mut *out };
-                        queue.push(encode(place, delivery, &Shown::Broadcast, style));
+                        queue.push(frame(place, delivery, &Shown::Broadcast, style));
                     }
                     continue;
                 }
             };
             let Some(shown) = shown else { continue };
             if let Some((place, delivery, shown)) = held.replace((place, delivery, shown)) {
-                out.push(encode(place, delivery, &shown, style));
+                out.push(frame(place, delivery, &shown, style));
                 out.append(&mut broadcasts);
             }
         }
         if let Some((place, delivery, shown)) = held {
-            out.push(encode(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
+            out.push(frame(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
         }
         out.append(&mut broadcasts);
         metrics::counter!("rowcast_deliveries_total").increment((out.len() - before) as u64);
+    }
+
+    /// What a device sent to the user's other devices does not come back to it.
+    fn is_own_message(&self, tag: Option<&Tag>, broadcast: &Broadcast) -> bool {
+        let sent_here =
+            |tag: &Tag| tag.device == self.device && tag.user.as_deref() == Some(&*self.user.subject);
+        tag.is_some_and(sent_here)
+            && self
+                .relay
+                .messages
+                .topic_of(&self.user)
+                .is_some_and(|topic| topic.matches(&broadcast.audience, &broadcast.name))
     }
 
     /// A device's id says nothing to other users, so it is told only to its own.

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::protocol::{Answer, Closing, Envelope, KINDS, Request, spread_after};
-use super::session::{Replay, SYNC_SPREAD_MS, Session};
 use super::subscriptions::{Stale, Start, Subscription, Subscriptions};
+use super::{Frame, Replay, SYNC_SPREAD_MS, Session};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::hub::timestamp;
@@ -16,6 +14,7 @@ use crate::position::Position;
 use crate::sync::coverage::SyncCursor;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
+use crate::transport::protocol::{Answer, Closing, Envelope, KINDS, Request, spread, spread_after};
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
@@ -27,21 +26,36 @@ const TOPICS_FOR_EACH_PLACE: usize = 4;
 /// How long a subscription waits for the stream to pass a mark ahead of it.
 const MARK_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 5 } else { 2_000 });
 
-/// A refusal that leaves the session as it is.
-struct Refusal {
-    code: &'static str,
-    message: String,
-    retryable: bool,
-    topic: Option<String>,
+/// From where the topics of [`Session::open`] are delivered.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::transport) enum From<'a> {
+    /// From where the relay stands.
+    Here,
+    Cursor(&'a str),
+    /// From a place that the log cannot tell: nothing is delivered, and why is told.
+    Lost(Reason),
 }
 
-fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
+/// A refusal that leaves the session as it is.
+#[derive(Debug)]
+pub(in crate::transport) struct Refusal {
+    pub(in crate::transport) code: &'static str,
+    pub(in crate::transport) message: String,
+    pub(super) retryable: bool,
+    pub(in crate::transport) topic: Option<String>,
+}
+
+pub(super) fn refusal(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), retryable: false, topic: None }
 }
 
 impl Session {
     /// One text frame of the device.
-    pub(super) async fn request(&mut self, text: &str, out: &mut Vec<Bytes>) -> Result<(), Closing> {
+    pub(in crate::transport) async fn request(
+        &mut self,
+        text: &str,
+        out: &mut Vec<Frame>,
+    ) -> Result<(), Closing> {
         let envelope: Envelope = match serde_json::from_str(text) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -67,9 +81,15 @@ impl Session {
                 return Ok(());
             }
         };
+        // Asked for by rights as they are now.
+        self.apply_rights(out);
         match request {
-            Request::Subscribe { topics, cursor } => {
-                self.subscribe(r#ref, &topics, cursor.as_deref(), out).await
+            Request::Subscribe { cursor: Some(_), snapshot: true, .. } => {
+                let why = refusal("bad_message", "a snapshot brings all rows, so there is no cursor to give");
+                answer_refusal(r#ref.as_ref(), why, out);
+            }
+            Request::Subscribe { topics, cursor, snapshot } => {
+                self.subscribe(r#ref, &topics, cursor.as_deref(), snapshot, out).await
             }
             Request::Unsubscribe { topics } => self.unsubscribe(r#ref.as_ref(), topics, out),
             Request::Ping {} => {
@@ -79,8 +99,7 @@ impl Session {
                 );
             }
             Request::Auth { token } => return self.renew(r#ref.as_ref(), &token, out).await,
-            // The registry of devices, which keeps acknowledged cursors, comes with a later release.
-            Request::Ack {} => {}
+            Request::Ack { cursor } => self.ack(r#ref.as_ref(), &cursor, out),
         }
         Ok(())
     }
@@ -90,7 +109,8 @@ impl Session {
         r#ref: Option<Value>,
         topics: &[String],
         cursor: Option<&str>,
-        out: &mut Vec<Bytes>,
+        snapshot: bool,
+        out: &mut Vec<Frame>,
     ) {
         let most = self.relay.limits.max_subscriptions_per_session.saturating_mul(TOPICS_FOR_EACH_PLACE);
         if topics.len() > most {
@@ -112,6 +132,49 @@ impl Session {
                 }
             }
         }
+        if snapshot {
+            self.begin_snapshot(r#ref, patterns, out);
+        } else {
+            self.begin(r#ref, patterns, cursor, out).await;
+        }
+    }
+
+    /// Subscribes all of these topics or none: a session whose topics are named once. Each is given
+    /// once. Returns the cursor that was given.
+    pub(in crate::transport) async fn open(
+        &mut self,
+        topics: &[Pattern],
+        from: From<'_>,
+        out: &mut Vec<Frame>,
+    ) -> Result<Option<Cursor>, Refusal> {
+        for (before, topic) in topics.iter().enumerate() {
+            self.check_pattern(topic, before)
+                .map_err(|why| Refusal { topic: Some(topic.to_string()), ..why })?;
+        }
+        match from {
+            From::Here => self.begin(None, topics.to_vec(), None, out).await,
+            From::Cursor(text) => {
+                let cursor = self.check_cursor(text)?;
+                self.begin(None, topics.to_vec(), Some(cursor), out).await;
+                return Ok(Some(cursor));
+            }
+            From::Lost(reason) => {
+                self.vouched = Position::ZERO;
+                let oldest = Some(self.feed.log.oldest()).filter(|_| reason == Reason::TooOld);
+                self.tell(topics.iter().map(ToString::to_string).collect(), None, oldest, reason, out);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Begins topics that were checked, each named once.
+    async fn begin(
+        &mut self,
+        r#ref: Option<Value>,
+        patterns: Vec<Pattern>,
+        cursor: Option<Cursor>,
+        out: &mut Vec<Frame>,
+    ) {
         if patterns.is_empty() {
             return;
         }
@@ -125,6 +188,10 @@ impl Session {
             registered = self.seat.subscribe(&pattern.audience);
         }
         self.settle(registered, out);
+        let patterns = self.still_granted(r#ref.as_ref(), patterns, out);
+        if patterns.is_empty() {
+            return;
+        }
         match cursor {
             None => self.subscribe_here(r#ref.as_ref(), patterns, out),
             Some(cursor) => {
@@ -138,8 +205,25 @@ impl Session {
         }
     }
 
+    /// Rights may have changed since the topics were checked.
+    fn still_granted(
+        &mut self,
+        r#ref: Option<&Value>,
+        patterns: Vec<Pattern>,
+        out: &mut Vec<Frame>,
+    ) -> Vec<Pattern> {
+        let (granted, gone): (Vec<_>, Vec<_>) =
+            patterns.into_iter().partition(|pattern| self.identity.grants.covers(pattern));
+        for pattern in gone {
+            self.seat.unsubscribe(&pattern.audience);
+            let why = refusal("not_granted", "the token does not grant this topic");
+            answer_refusal(r#ref, Refusal { topic: Some(pattern.to_string()), ..why }, out);
+        }
+        granted
+    }
+
     /// From where the session stands.
-    fn subscribe_here(&mut self, r#ref: Option<&Value>, patterns: Vec<Pattern>, out: &mut Vec<Bytes>) {
+    fn subscribe_here(&mut self, r#ref: Option<&Value>, patterns: Vec<Pattern>, out: &mut Vec<Frame>) {
         let mut subscribed = Vec::new();
         for pattern in patterns {
             if self.subscriptions.get(&pattern).is_some() {
@@ -172,7 +256,7 @@ impl Session {
         r#ref: Option<Value>,
         patterns: Vec<Pattern>,
         cursor: Cursor,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         let from = match self.feed.readable(cursor) {
             Ok(from) => from,
@@ -209,13 +293,14 @@ impl Session {
                 after: from,
                 upto,
                 begun: false,
+                shown: None,
             });
         }
     }
 
     /// Ends what marks make stale for a new subscription. With a cursor the copy is stale and told so;
     /// without one there is no copy yet, and it begins after the mark. Whether nothing is left.
-    fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
+    pub(super) fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
         let (mut stale, mut whole) = (Vec::new(), false);
         for mark in self.feed.log.marks().iter() {
             let Some((from, table)) = new.hit(mark, new.from) else { continue };
@@ -261,7 +346,7 @@ impl Session {
         r#ref: Option<&Value>,
         patterns: &[Pattern],
         cursor: Cursor,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) {
         if patterns.is_empty() {
             return;
@@ -273,16 +358,29 @@ impl Session {
             tables.insert(name, json!({ "key": table.key }));
         }
         let topics = patterns.iter().map(ToString::to_string).collect();
-        out.push(Answer::Subscribed { r#ref, topics, cursor, tables }.to_json().into());
+        let subscribed = Answer::Subscribed { r#ref, topics, cursor, tables };
+        out.push(Frame::standing(subscribed.to_json(), cursor.position));
     }
 
-    fn unsubscribe(&mut self, r#ref: Option<&Value>, topics: Vec<String>, out: &mut Vec<Bytes>) {
+    fn unsubscribe(&mut self, r#ref: Option<&Value>, topics: Vec<String>, out: &mut Vec<Frame>) {
         for topic in &topics {
             if let Ok(pattern) = Pattern::parse(topic) {
                 self.remove(&pattern);
+                self.leave_snapshot(&pattern);
             }
         }
         out.push(Answer::Unsubscribed { r#ref, topics }.to_json().into());
+    }
+
+    /// What the device says to have, kept for its sync status. Of another epoch it says nothing.
+    fn ack(&self, r#ref: Option<&Value>, cursor: &str, out: &mut Vec<Frame>) {
+        match self.check_cursor(cursor) {
+            Ok(cursor) if cursor.epoch == self.feed.epoch => {
+                self.relay.devices.acked(&self.identity.user, &self.reader.device, cursor);
+            }
+            Ok(_) => answer_refusal(r#ref, refusal("invalid_cursor", "this cursor is of another epoch"), out),
+            Err(why) => answer_refusal(r#ref, why, out),
+        }
     }
 
     /// A new token for the same user; what it no longer grants ends.
@@ -290,10 +388,9 @@ impl Session {
         &mut self,
         r#ref: Option<&Value>,
         token: &str,
-        out: &mut Vec<Bytes>,
+        out: &mut Vec<Frame>,
     ) -> Result<(), Closing> {
-        let now = PgTimestamp::now().unix_micros() / 1_000_000;
-        let identity = match self.relay.verifier.verify_refreshing(token, now).await {
+        let identity = match self.relay.identify(Some(token)).await {
             Ok(identity) => identity,
             Err(error) => {
                 let Some(retry_after) = error.retry_after() else { return Err(Closing::Token(error.code())) };
@@ -347,33 +444,41 @@ impl Session {
 
     fn check_topic(&self, topic: &str, more: usize) -> Result<Pattern, Refusal> {
         let pattern = Pattern::parse(topic).map_err(|error| refusal("invalid_topic", error.to_string()))?;
-        if !self.identity.grants.covers(&pattern) {
+        self.check_pattern(&pattern, more)?;
+        Ok(pattern)
+    }
+
+    /// `more` others are about to be subscribed before it.
+    fn check_pattern(&self, pattern: &Pattern, more: usize) -> Result<(), Refusal> {
+        if !self.identity.grants.covers(pattern) {
             return Err(refusal("not_granted", "the token does not grant this topic"));
         }
         let most = self.relay.limits.max_subscriptions_per_session;
-        if self.subscriptions.get(&pattern).is_none() && self.subscriptions.len() + more >= most {
+        if self.subscriptions.get(pattern).is_none() && self.subscriptions.len() + more >= most {
             return Err(refusal(
                 "too_many_subscriptions",
                 format!("a session has at most {most} subscriptions"),
             ));
         }
-        Ok(pattern)
+        Ok(())
     }
 
-    fn tell_unreadable(&self, topics: Vec<String>, cursor: Cursor, reason: Reason, out: &mut Vec<Bytes>) {
+    fn tell_unreadable(&mut self, topics: Vec<String>, cursor: Cursor, reason: Reason, out: &mut Vec<Frame>) {
+        // No cursor of this log vouches for these topics.
+        self.vouched = Position::ZERO;
         metrics::counter!("rowcast_sync_required_total", "reason" => reason.as_str()).increment(1);
         let answer = Answer::SyncRequired {
             topics,
             from: Some(cursor.to_string()),
             to: Some(self.feed.cursor(self.feed.log.oldest())).filter(|_| reason == Reason::TooOld),
             reason,
-            retry_after_ms: super::protocol::spread(0, SYNC_SPREAD_MS),
+            retry_after_ms: spread(0, SYNC_SPREAD_MS),
         };
         out.push(answer.to_json().into());
     }
 }
 
-fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Bytes>) {
+pub(super) fn answer_refusal(r#ref: Option<&Value>, why: Refusal, out: &mut Vec<Frame>) {
     let Refusal { code, message, retryable, topic } = why;
     let answer = Answer::Error { r#ref, code, message, retryable, retry_after_ms: None, topic };
     out.push(answer.to_json().into());

@@ -1,0 +1,94 @@
+//! A reader of Server-Sent Events, as strict as the standard: what it is given must be a stream of
+//! events, named as their messages are, each with an id.
+
+use super::frame::{Change, Frame};
+use super::http::{Http, Open, Request};
+use super::wait::within;
+
+/// A stream that is being read.
+pub(crate) struct Events {
+    open: Open,
+    /// Milliseconds, as the server said last.
+    pub(crate) retry: Option<u64>,
+    /// Of the last event.
+    pub(crate) id: Option<String>,
+}
+
+/// A GET for a stream; more headers may follow.
+pub(crate) fn ask(http: &Http, topics: &str, rest: &str) -> Request {
+    http.request("GET", &format!("/api/realtime/events?device_id=phone&topics={topics}{rest}"))
+}
+
+impl Events {
+    /// Begins to read a stream, which is there.
+    pub(crate) async fn open(request: Request) -> Self {
+        let open = request.open().await;
+        assert_eq!(open.status, 200);
+        assert_eq!(open.headers.get("content-type"), Some("text/event-stream"));
+        assert_eq!(open.headers.get("cache-control"), Some("no-store"));
+        assert_eq!(open.headers.get("x-accel-buffering"), Some("no"));
+        Events { open, retry: None, id: None }
+    }
+
+    /// From now on, or from a cursor; returns when it is subscribed.
+    pub(crate) async fn of(http: &Http, topics: &str, last_event_id: Option<&str>) -> Self {
+        let request = ask(http, topics, "");
+        let request = match last_event_id {
+            Some(id) => request.header("last-event-id", id),
+            None => request,
+        };
+        let mut events = Events::open(request).await;
+        events.expect("connection_established").await;
+        events.expect("subscribed").await;
+        events
+    }
+
+    /// The next event's message; `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        within("an event", self.next_event()).await
+    }
+
+    pub(crate) async fn recv(&mut self) -> Frame {
+        self.next().await.expect("an event, not the end of the stream")
+    }
+
+    /// The next event but `progress`, which must be of this type.
+    pub(crate) async fn expect(&mut self, kind: &str) -> Frame {
+        loop {
+            let frame = self.recv().await;
+            if frame.kind == kind {
+                return frame;
+            }
+            assert_eq!(frame.kind, "progress", "expected {kind}, not {}", frame.text);
+        }
+    }
+
+    pub(crate) async fn change(&mut self) -> Change {
+        let change = self.expect("database_change").await.change().expect("of that type");
+        assert_eq!(change.cursor, self.id, "a change stands where its id says");
+        change
+    }
+
+    async fn next_event(&mut self) -> Option<Frame> {
+        let (mut name, mut data): (Option<String>, Option<String>) = (None, None);
+        loop {
+            let line = self.open.line().await?;
+            if line.is_empty() {
+                let frame = Frame::parse(data.expect("an event has data"));
+                assert_eq!(name.as_ref(), Some(&frame.kind));
+                return Some(frame);
+            }
+            let (field, value) = line.split_once(": ").unwrap_or_else(|| panic!("no field: {line:?}"));
+            match field {
+                "id" => self.id = Some(value.to_owned()),
+                "event" => name = Some(value.to_owned()),
+                "retry" => self.retry = value.parse().ok(),
+                "data" => match &mut data {
+                    Some(data) => data.push_str(&format!("\n{value}")),
+                    None => data = Some(value.to_owned()),
+                },
+                other => panic!("an unknown field: {other}"),
+            }
+        }
+    }
+}
