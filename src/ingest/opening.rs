@@ -14,6 +14,7 @@ use super::PUBLICATION;
 use super::error::IngestError;
 use super::rights;
 use crate::lsn::Lsn;
+use crate::postgres::catalog::CatalogError;
 use crate::postgres::{catalog, tables};
 use crate::route::{Router, RouterState, Tracked};
 use crate::wal::TimelineSwitch;
@@ -177,7 +178,14 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
             "run rowcast init, and GRANT rowcast_relay to the relay's role",
         ));
     }
-    check_catalog(catalog::version(client).await?, &database)?;
+    let version = catalog::version(client).await.map_err(|error| match error {
+        CatalogError::Rights { .. } => IngestError::setup(
+            format!("the role {user} may not read the catalog of rowcast in the database {database}"),
+            format!("run GRANT rowcast_relay TO {user}"),
+        ),
+        error => error.into(),
+    })?;
+    check_catalog(version, &database)?;
     let row = client
         .query_opt(
             "SELECT s.confirmed_flush_lsn::text, s.wal_status = 'lost', s.plugin::text, s.database::text,

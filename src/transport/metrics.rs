@@ -48,6 +48,17 @@ pub(crate) fn install() -> PrometheusHandle {
 }
 
 fn describe() {
+    describe_gauge!(
+        "rowcast_grants_ended",
+        "rules of rowcast.grant_by whose grants ended by a change of their table"
+    );
+    describe_counter!("rowcast_full_syncs_total", "full syncs and snapshots that were begun");
+    describe_counter!(
+        "rowcast_full_sync_retries_total",
+        "full syncs begun again because their tables changed"
+    );
+    describe_gauge!("rowcast_full_syncs_kept", "full answers that are being made or wait for their devices");
+    describe_histogram!("rowcast_full_sync_seconds", Unit::Seconds, "time to make a full answer");
     describe_gauge!("rowcast_build_info", "1, labelled with the version that runs");
     describe_gauge!("rowcast_ready", "1 while /ready says yes");
     describe_gauge!("rowcast_ingest_state", "1 for the state that ingest is in");

@@ -92,17 +92,17 @@ async fn answer(
     let answered =
         sync::answer(&relay.full, Arc::clone(&feed), Arc::clone(&identity), request, server_end).await?;
     drop(place);
-    let (body, has_more, completes_full) = match answered {
+    let (body, has_more, completes_explicit) = match answered {
         Answered::Log(answer) => (answer.to_json(), answer.tail.has_more, false),
         Answered::Full(token) => {
             let served = relay.full.page(&feed, &identity, token).await?;
-            (served.body, !served.completes_full, served.completes_full)
+            (served.body, served.has_more, served.completes_explicit)
         }
     };
     if !has_more {
         relay.devices.answered(&identity.user, &device);
     }
-    if completes_full {
+    if completes_explicit {
         relay.devices.synced(&identity.user, &device);
     }
     Ok(with_type("application/json", body.into()))
@@ -138,7 +138,7 @@ impl LineReader {
         };
         if complete {
             devices.answered(&self.identity.user, &self.device);
-            if matches!(lines, Lines::Full(_)) {
+            if matches!(lines, Lines::Full(stream) if stream.is_explicit()) {
                 devices.synced(&self.identity.user, &self.device);
             }
         }

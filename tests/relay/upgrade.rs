@@ -59,7 +59,7 @@ async fn an_upgraded_catalog_is_as_a_fresh_one() {
         UNION ALL SELECT format('%s %s', name, value) FROM rowcast.settings WHERE name LIKE 'mac%'
         UNION ALL SELECT format('%s %s', prrelid, prattrs) FROM pg_publication_rel
           WHERE prrelid IN ('orders'::regclass, 'profiles'::regclass, 'exercises'::regclass)
-        UNION ALL SELECT format('%s', r) FROM rowcast.identity_changes r ORDER BY 1";
+        UNION ALL SELECT format('%s', (relid, was, was_index, now, now_index, built_index)) FROM rowcast.identity_changes ORDER BY 1";
     let before = old.query_text(kept).await;
     assert!(before.len() > 8, "{before:?}");
     let said = rowcast(&old, &["init"]).await.expect_success();

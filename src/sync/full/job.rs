@@ -78,6 +78,8 @@ pub(super) struct Shared {
     /// As asked for; what was not named is whatever the token grants.
     topics: Vec<Pattern>,
     pub(super) numbers_as_strings: bool,
+    /// The device asked for it, and was not told to.
+    pub(super) explicit: bool,
     /// Rows read so far.
     pub(super) rows: AtomicU64,
     outcome: watch::Sender<Option<Outcome>>,
@@ -148,6 +150,7 @@ impl FullSync {
             owner: (identity.user.clone(), Arc::clone(&request.device_id)),
             topics: request.topics.clone(),
             numbers_as_strings: request.numbers_as_strings,
+            explicit: request.force_full_sync,
             rows: AtomicU64::new(0),
             outcome: watch::Sender::new(None),
             used: Mutex::new(Instant::now()),

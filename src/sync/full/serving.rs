@@ -27,8 +27,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Served {
     pub body: Bytes,
-    /// The device has a whole full answer now.
-    pub completes_full: bool,
+    /// The device has a whole full answer now, and had asked for one.
+    pub completes_explicit: bool,
     /// It has not got all that there is for it.
     pub has_more: bool,
 }
@@ -43,7 +43,7 @@ impl FullSync {
     ) -> Result<Served, SyncError> {
         let shared = self.find(identity, token)?;
         let Some(outcome) = shared.outcome(ANSWER_WAIT).await else {
-            return Ok(Served { body: building(&shared, token), completes_full: false, has_more: true });
+            return Ok(Served { body: building(&shared, token), completes_explicit: false, has_more: true });
         };
         let done = outcome.map_err(SyncError::Failed)?;
         let number = token.page;
@@ -56,7 +56,8 @@ impl FullSync {
             page => page.unwrap_or_default(),
         };
         let tail = done.tail(token);
-        Ok(Served { body: done.json(&page, &tail), completes_full: !tail.has_more, has_more: tail.has_more })
+        let completes_explicit = shared.explicit && !tail.has_more;
+        Ok(Served { body: done.json(&page, &tail), completes_explicit, has_more: tail.has_more })
     }
 
     /// The answer from a page on as NDJSON.
@@ -165,6 +166,11 @@ pub struct FullStream {
 }
 
 impl FullStream {
+    /// Whether the device had asked for a full answer.
+    pub fn is_explicit(&self) -> bool {
+        self.shared.explicit
+    }
+
     /// Whether the device was sent all of it.
     pub fn is_complete(&self) -> bool {
         self.complete

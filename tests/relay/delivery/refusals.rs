@@ -52,6 +52,7 @@ async fn a_message_that_cannot_be_read_is_an_error_and_the_session_goes_on() {
     one.send(&json!({"type": "ping", "ref": {"a": 1}, "more": true})).await;
     assert_eq!(one.expect("pong").await.json()["ref"], json!({"a": 1}));
     one.send(&json!({"type": "ack", "cursor": "x"})).await;
+    one.expect_error("invalid_cursor").await;
     pg.sql("INSERT INTO orders VALUES (1, 1)").await;
     assert_eq!(changes_until_now(&pg, &mut one, "user:1").await.len(), 1);
 }

@@ -68,10 +68,11 @@ impl Wish {
             ["user", ..] => &["user_id"],
             _ => &[],
         };
-        let owner: Option<u64> = topic.split(':').nth(1).and_then(|id| id.parse().ok());
+        let owner = topic.split(':').nth(1).unwrap_or_default();
         let of_owner = |record: &str| {
             let record: Value = serde_json::from_str(record).unwrap();
-            columns.is_empty() || columns.iter().any(|column| record[column].as_u64() == owner)
+            columns.is_empty()
+                || columns.iter().map(|column| record[column].to_string()).any(|text| text == owner)
         };
         self.covers(topic) && record.is_none_or(|record| record == "null" || of_owner(record))
     }
