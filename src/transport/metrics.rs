@@ -57,6 +57,10 @@ fn describe() {
         "rowcast_full_sync_retries_total",
         "full syncs begun again because their tables changed"
     );
+    describe_counter!(
+        "rowcast_fences_total",
+        "messages that joined snapshots to the stream; concurrent full syncs share them"
+    );
     describe_gauge!("rowcast_full_syncs_kept", "full answers that are being made or wait for their devices");
     describe_histogram!("rowcast_full_sync_seconds", Unit::Seconds, "time to make a full answer");
     describe_gauge!("rowcast_build_info", "1, labelled with the version that runs");

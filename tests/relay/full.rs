@@ -254,3 +254,61 @@ async fn row_security_never_shortens_an_answer() {
     .await;
     assert_eq!(answer["total_rows"], 2);
 }
+
+/// Many devices at once: few snapshots are open, the rest waits in order, and fences are shared.
+#[tokio::test]
+async fn a_crowd_shares_snapshots_and_fences_and_everyone_gets_its_rows() {
+    let (pg, relay) = scene_with(TABLES, |setup| setup.env("ROWCAST_MAX_SNAPSHOTS", "4")).await;
+    let http = relay.http_as("1");
+    let asking = (0..60).map(|n| {
+        let (http, body) = (http.clone(), json!({"device_id": format!("d{n}")}));
+        tokio::spawn(async move { page(&http, &body).await })
+    });
+    for asked in asking.collect::<Vec<_>>() {
+        let answer = asked.await.unwrap();
+        assert!(!answer.has_more);
+        let mut copy = Copy::default();
+        copy.apply_sync(&[answer]);
+        assert_user_1(&pg, &copy).await;
+    }
+    let fences = relay.metric("rowcast_fences_total").await.unwrap();
+    println!("60 full syncs shared {fences} fences");
+    assert!(fences < 60.0, "{fences} fences");
+    let backends = pg
+        .value("SELECT count(*) FROM pg_stat_activity WHERE query ~ 'COPY|fence' OR application_name = 'rowcast'")
+        .await;
+    assert!(backends.parse::<u32>().unwrap() < 20, "{backends} sessions of the relay");
+}
+
+/// The queue has an end, and whoever stands there is told when to come back.
+#[tokio::test]
+async fn who_waits_too_long_for_a_snapshot_is_told() {
+    let (pg, relay) = scene_with(TABLES, |setup| {
+        setup
+            .env("ROWCAST_MAX_SNAPSHOTS", "1")
+            .env("ROWCAST_SNAPSHOT_TIMEOUT", "700ms")
+            .env("ROWCAST_SNAPSHOT_LOCK_TIMEOUT", "20s")
+    })
+    .await;
+    let mut locker = pg.client().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE orders").await.unwrap();
+    let http = relay.http_as("1");
+    let asking = ["a", "b", "c"].map(|device| {
+        let http = http.clone();
+        tokio::spawn(async move { http.post("/api/realtime/sync", &json!({"device_id": device})).await })
+    });
+    for asked in asking {
+        let busy = asked.await.unwrap().expect_status(503);
+        assert_eq!(busy.json()["code"], "busy");
+        assert!(busy.headers.get("retry-after").is_some());
+    }
+    // What was given up holds no lock, and waits for none.
+    eventually(PATIENCE, "no session of the relay waits", async || {
+        let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+        (pg.value(waits).await == "0").then_some(())
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    page(&http, &json!({"device_id": "d"})).await;
+}

@@ -209,7 +209,7 @@ async fn what_retention_has_passed_is_too_old_and_the_log_stays_small() {
         rounds += 1;
         let bytes = relay.metric("rowcast_log_bytes").await.unwrap_or(0.0);
         most = most.max(bytes as u64);
-        rounds > 200 && too_old(&relay, "1", &old).await
+        rounds > 60 && too_old(&relay, "1", &old).await
     })
     .await;
     eprintln!("log_max_size {SMALL_LOG}: at most {most} bytes after about {} MB", rounds * 13 / 10);

@@ -82,6 +82,7 @@ async fn send(feed: &Arc<Feed>, database: &mut Database) -> Result<(Fence, Place
     let place = snapshot::place(client).await?;
     let mut expected = feed.fences.expect();
     commit(client, expected.id()).await.map_err(SnapshotError::from)?;
+    metrics::counter!("rowcast_fences_total").increment(1);
     Ok((expected.met().await, place))
 }
 
