@@ -16,6 +16,7 @@ mod guard;
 mod harness;
 mod keys;
 mod openapi;
+mod oracle;
 mod partitions;
 mod poll;
 mod privacy;
