@@ -15,6 +15,7 @@ use crate::support::http::{Http, Response};
 use crate::support::relay::Relay;
 use crate::support::scene::{scene, scene_with};
 use crate::support::token;
+use crate::support::wait::{PATIENCE, eventually};
 
 const SYNC: &str = "/api/realtime/sync";
 const TABLES: &str = "
@@ -131,8 +132,13 @@ async fn answers_are_as_the_document_has_them() {
     while phone.recv().await.kind != "broadcast" {}
 
     let all = format!("/api/sync/poll?device_id=phone&topics=user:1:*&wait=0&since={before}");
-    let polled = user.get("pollByQuery", &all, 200).await;
-    assert_eq!(polled.json()["count"], 4);
+    // The log is a moment behind what sockets are sent.
+    let polled = eventually(PATIENCE, "all of it is in the log", async || {
+        let polled = user.http.get(&all).await.expect_status(200);
+        (polled.json()["count"] == 4).then_some(polled)
+    });
+    let polled = polled.await;
+    user.document.judge("pollByQuery", &polled);
     pg.sql("TRUNCATE orders").await;
     phone.expect("database_change").await;
     let since =
