@@ -150,7 +150,7 @@ async fn watch(mut device: Device) -> Vec<Change> {
         match frame.kind.as_str() {
             "database_change" => changes.extend(frame.change()),
             "broadcast" => return changes,
-            "heartbeat" => {}
+            "heartbeat" | "other_device_synced" => {}
             _ => panic!("unexpected: {}", frame.text),
         }
     }
