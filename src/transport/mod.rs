@@ -17,6 +17,7 @@ mod line;
 mod listener;
 mod messages;
 mod metrics;
+mod openapi;
 mod origin;
 mod poll;
 mod problem_response;

@@ -13,7 +13,7 @@ use tower_http::compression::predicate::SizeAbove;
 
 use super::problem_response::ProblemResponse;
 use super::relay::Relay;
-use super::{devices, events, guard, health, messages, metrics, poll, rest, tickets, ws};
+use super::{devices, events, guard, health, messages, metrics, openapi, poll, rest, tickets, ws};
 
 /// Requests that read the log at the same time: each takes a thread while it does, and the rest waits in
 /// order, so that a herd of returning devices costs latency and not memory.
@@ -41,7 +41,7 @@ pub(crate) fn router(relay: Arc<Relay>) -> Router {
         // Whenever a stream has nothing more, what was compressed is flushed. Of the encodings the one whose
         // window is small: each stream has its own for as long as it lives.
         .layer(CompressionLayer::new().no_zstd().compress_when(SizeAbove::new(0)));
-    let mut open = operation();
+    let mut open = operation().route("/api/openapi.json", get(openapi::document));
     if !relay.limits.metrics_apart {
         open = open.route("/metrics", get(metrics::metrics));
     }

@@ -27,6 +27,11 @@ impl Events {
         assert_eq!(open.headers.get("content-type"), Some("text/event-stream"));
         assert_eq!(open.headers.get("cache-control"), Some("no-store"));
         assert_eq!(open.headers.get("x-accel-buffering"), Some("no"));
+        Events::begun(open)
+    }
+
+    /// A stream whose head was looked at.
+    pub(crate) fn begun(open: Open) -> Self {
         Events { open, retry: None, id: None }
     }
 
