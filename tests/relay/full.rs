@@ -2,6 +2,7 @@
 
 mod handoff;
 mod pages;
+mod queued;
 mod socket;
 
 use serde_json::{Value, json};
