@@ -55,10 +55,8 @@ impl FullSync {
         let wanted = wanted(&reading, &feed.directory());
         let reader =
             Reader { wanted: &wanted, numbers_as_strings: request.numbers_as_strings, rows: &shared.rows };
-        let taken = {
-            let _place = self.place().await?;
-            self.take(feed, &reader, Spool::new(Arc::clone(&self.budget))).await
-        };
+        let place = self.place().await?;
+        let taken = self.take(feed, &reader, Spool::new(Arc::clone(&self.budget)), place).await;
         let (taken, spool, page) = match taken {
             Err(FullError::Snapshot(snapshot::SnapshotError::Moved)) => return Ok(None),
             taken => taken?,

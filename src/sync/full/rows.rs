@@ -88,10 +88,8 @@ impl FullSync {
             let wanted = wanted(feed, topics);
             let rows = AtomicU64::new(0);
             let reader = Reader { wanted: &wanted, numbers_as_strings, rows: &rows };
-            let taken = {
-                let _place = self.place().await?;
-                self.take(feed, &reader, Spool::new(Arc::clone(&self.budget))).await
-            };
+            let place = self.place().await?;
+            let taken = self.take(feed, &reader, Spool::new(Arc::clone(&self.budget)), place).await;
             let (taken, mut spool, page) = match taken {
                 Err(FullError::Snapshot(SnapshotError::Moved)) => continue,
                 taken => taken?,

@@ -104,3 +104,27 @@ async fn a_full_answer_is_not_served_once_its_tables_are_tracked_otherwise() {
     let frames = device.until("snapshot_end").await;
     assert!(frames.iter().any(|frame| frame.text.contains("\"code\":\"busy\"")), "the rows were sent on");
 }
+
+/// Whoever gives up again and again must not leave readings behind in the database, each with its locks.
+#[tokio::test]
+async fn a_reading_that_is_given_up_ends_in_the_database_too() {
+    let (pg, relay) = scene_with(TABLES, |setup| {
+        setup.env("ROWCAST_MAX_SNAPSHOTS", "1").env("ROWCAST_SNAPSHOT_LOCK_TIMEOUT", "4m")
+    })
+    .await;
+    let mut device = Device::of(&relay, "1", "phone").connect().await;
+    let mut locker = pg.client().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE meals").await.unwrap();
+    let waiting = async || pg.value("SELECT count(*) FROM pg_locks WHERE NOT granted").await;
+    for _ in 0..3 {
+        device.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "snapshot": true})).await;
+        eventually(PATIENCE, "it waits for its lock", async || (waiting().await != "0").then_some(())).await;
+        assert_eq!(waiting().await, "1", "readings at once");
+        device.unsubscribe(&["user:1:*"]).await;
+        eventually(PATIENCE, "nobody waits any more", async || (waiting().await == "0").then_some(())).await;
+    }
+    lock.rollback().await.unwrap();
+    device.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "snapshot": true})).await;
+    device.until("snapshot_end").await;
+}
