@@ -3,15 +3,19 @@
 CARGO ?= cargo
 # Given to the demo: make demo ARGS='--listen 127.0.0.1:4100'
 ARGS ?=
+# Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
+SEEDS ?= $(if $(SEED),1,50)
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4
 
-.PHONY: help demo demo-check test deps lint docs
+.PHONY: help demo demo-check test test-mutants oracle deps lint docs
 
 help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
 	@echo 'make demo-check  the same, checking itself and ending'
 	@echo 'make test        format, lints, documentation, unit and integration tests'
+	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n'
+	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
 deps:
 	@sh scripts/install-deps.sh
@@ -35,3 +39,18 @@ docs:
 test: deps lint docs
 	$(CARGO) test --quiet --no-run
 	$(CARGO) test -- --test-threads=$(TEST_THREADS)
+
+oracle: deps
+	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+
+# The tests of the handoff, against a relay that forgets what a snapshot does not show: each must fail.
+MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated \
+	full::rate::no_handoff_loses_or_repeats_a_change
+test-mutants: deps
+	$(CARGO) test --quiet --features failpoints --test relay --no-run
+	@for test in $(MUTANT_TESTS); do \
+		if $(CARGO) test --quiet --features failpoints --test relay -- --exact $$test >target/mutant.txt 2>&1 \
+			|| ! grep -q 'assertion .* failed' target/mutant.txt; \
+		then cat target/mutant.txt; echo "$$test did not find the mistake"; exit 1; fi; \
+		echo "found by $$test:"; grep -A1 'panicked at' target/mutant.txt | cut -c-150 | head -4; \
+	done

@@ -5,6 +5,10 @@
 //! `sync` answers devices that were away and `auth` decides who may see what.
 //! `docs/ARCHITECTURE.md` follows a change through them.
 
+// Their mistakes must not come into a release by way of `--all-features`.
+#[cfg(all(feature = "failpoints", not(debug_assertions)))]
+compile_error!("the feature `failpoints` makes a relay that loses changes: it is for tests only");
+
 pub mod app;
 pub mod auth;
 pub mod change;

@@ -48,6 +48,10 @@ pub(crate) fn install() -> PrometheusHandle {
 }
 
 fn describe() {
+    describe_gauge!(
+        "rowcast_grants_ended",
+        "rules of rowcast.grant_by whose grants ended by a change of their table"
+    );
     describe_counter!("rowcast_full_syncs_total", "full syncs and snapshots that were begun");
     describe_counter!(
         "rowcast_full_sync_retries_total",

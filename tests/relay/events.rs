@@ -9,10 +9,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rowcast::embedded::Options;
 use serde_json::{Value, json};
 
-use crate::seam::Dice;
-use crate::seam::writers::{TABLES, write_all};
 use crate::support::copy::Copy;
 use crate::support::device::{Device, Incoming};
+use crate::support::dice::Dice;
 use crate::support::events::{Events, ask};
 use crate::support::frame::Frame;
 use crate::support::http::Http;
@@ -22,6 +21,7 @@ use crate::support::relay::Relay;
 use crate::support::scene::{listening, scene, scene_with};
 use crate::support::token;
 use crate::support::wait::{PATIENCE, eventually, within};
+use crate::support::writers::{A, B, TABLES, write_all};
 
 /// A reader that keeps its copy, and the id of the last event that it has taken.
 struct Reader {
@@ -110,7 +110,7 @@ async fn copies_become_what_the_database_holds() {
             reader
         }));
     }
-    write_all(&pg, &mut dice, 4, 120).await;
+    write_all(&pg, &[A, B], &mut dice, 4, 120).await;
     pg.sql("INSERT INTO a SELECT n, 1 + n % 3, n, '' FROM generate_series(1001, 1030) n").await;
     done.store(true, Ordering::Relaxed);
     for reader in reading {

@@ -3,6 +3,7 @@
 mod handoff;
 mod pages;
 mod queued;
+mod rate;
 mod socket;
 
 use serde_json::{Value, json};

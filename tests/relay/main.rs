@@ -15,6 +15,7 @@ mod grants;
 mod guard;
 mod harness;
 mod keys;
+mod oracle;
 mod partitions;
 mod poll;
 mod privacy;

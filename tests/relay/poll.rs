@@ -8,9 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::seam::Dice;
-use crate::seam::writers::{TABLES, write_all};
 use crate::support::copy::Copy;
+use crate::support::dice::Dice;
 use crate::support::frame::Frame;
 use crate::support::http::Http;
 use crate::support::postgres::TestPostgres;
@@ -18,6 +17,7 @@ use crate::support::relay::Relay;
 use crate::support::scene::{listening, scene, scene_with};
 use crate::support::token;
 use crate::support::wait::{PATIENCE, eventually, within};
+use crate::support::writers::{A, B, TABLES, write_all};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +131,7 @@ async fn copies_become_what_the_database_holds() {
             poller
         }));
     }
-    write_all(&pg, &mut dice, 4, 120).await;
+    write_all(&pg, &[A, B], &mut dice, 4, 120).await;
     pg.sql("INSERT INTO a SELECT n, 1 + n % 3, n, '' FROM generate_series(1001, 1030) n").await;
     pg.sql(&format!("INSERT INTO a SELECT 2000 + n, n, n, '{LAST}' FROM generate_series(1, 3) n")).await;
     done.store(true, Ordering::Relaxed);
@@ -154,7 +154,7 @@ async fn polls_by_timestamp_never_miss() {
     let mut rows = std::collections::BTreeSet::new();
     let mut since = first.timestamp.take().unwrap();
     let writing = async {
-        write_all(&pg, &mut dice, 3, 60).await;
+        write_all(&pg, &[A, B], &mut dice, 3, 60).await;
         pg.sql("INSERT INTO a SELECT n, 1, n, '' FROM generate_series(2001, 2030) n").await;
     };
     tokio::pin!(writing);

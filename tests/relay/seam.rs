@@ -2,11 +2,6 @@
 //! what the database holds, with nothing twice and nothing out of order.
 
 mod sync;
-mod traveller;
-pub(crate) mod writers;
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::copy::Copy;
 use crate::support::device::Device;
@@ -15,70 +10,7 @@ use crate::support::relay::Relay;
 use crate::support::scene::{
     changes_of, changes_until_now, frames_until_now, listening, replayed, scene, told,
 };
-use traveller::Traveller;
-use writers::{TABLES, write_all};
-
-/// A small random generator whose seed is printed: a failure can be run again.
-#[derive(Debug, Clone)]
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    /// From the environment's `SEED`, or the clock; printed, which `cargo test` shows on failure.
-    pub(crate) fn seeded(name: &str) -> Self {
-        let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(clock);
-        println!("{name}: SEED={seed}");
-        Dice(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 to `sides - 1`.
-    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
-        self.next() % sides
-    }
-}
-
-/// Devices of three users come, go, resume and sync while four connections write.
-#[tokio::test]
-async fn copies_become_what_the_database_holds() {
-    let mut dice = Dice::seeded("copies_become_what_the_database_holds");
-    let (pg, relay) = scene(TABLES).await;
-    let (relay, done) = (Arc::new(relay), Arc::new(AtomicBool::new(false)));
-    let mut travellers = Vec::new();
-    for user in ["1", "2", "3"] {
-        for device in ["a", "b"] {
-            travellers.push(Traveller::start(&relay, user, device, Dice(dice.next())).await);
-        }
-    }
-    let travelling: Vec<_> = travellers
-        .into_iter()
-        .map(|mut traveller| {
-            let (relay, done) = (Arc::clone(&relay), Arc::clone(&done));
-            tokio::spawn(async move {
-                while !done.load(Ordering::Relaxed) {
-                    traveller.act(&relay).await;
-                }
-                traveller
-            })
-        })
-        .collect();
-    write_all(&pg, &mut dice, 4, 150).await;
-    // However often the tables were emptied: there is something to compare.
-    pg.sql("INSERT INTO a SELECT n, 1 + n % 3, n, '' FROM generate_series(1001, 1030) n").await;
-    done.store(true, Ordering::Relaxed);
-    for traveller in travelling {
-        let mut traveller = traveller.await.unwrap();
-        traveller.arrive(&pg, &relay).await;
-    }
-}
+use crate::support::writers::TABLES;
 
 #[tokio::test]
 async fn a_commit_right_after_subscribed_is_always_delivered() {

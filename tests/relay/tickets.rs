@@ -2,12 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::seam::writers::TABLES;
 use crate::support::device::{Device, Incoming};
 use crate::support::events::{Events, ask};
 use crate::support::http::Http;
 use crate::support::relay::Relay;
 use crate::support::scene::scene;
+use crate::support::writers::TABLES;
 
 async fn ticket(http: &Http) -> String {
     let answer = http.post("/api/realtime/ticket", &json!({})).await.expect_status(200).json();

@@ -5,6 +5,7 @@ mod answers;
 mod log;
 mod pages;
 mod plans;
+mod times;
 mod world;
 
 use std::sync::Arc;

@@ -19,18 +19,18 @@ use crate::position::Position;
 use crate::sync::coverage::SyncCursor;
 use crate::sync::{SyncStream, sync};
 
-const GRANTS: [&str; 3] = ["user:1:*", "user:2:*", "team:7:*"];
+pub(super) const GRANTS: [&str; 3] = ["user:1:*", "user:2:*", "team:7:*"];
 
 /// What a device asks for.
 #[derive(Debug, Clone)]
-struct Wish {
+pub(super) struct Wish {
     topics: Vec<String>,
     tables: Option<Vec<&'static str>>,
     /// The same as pairs of audience and table.
-    wanted: BTreeSet<(usize, usize)>,
+    pub(super) wanted: BTreeSet<(usize, usize)>,
 }
 
-fn wish() -> impl Strategy<Value = Wish> {
+pub(super) fn wish() -> impl Strategy<Value = Wish> {
     let topic = (0..AUDIENCES.len(), proptest::option::of(0..TABLES.len()));
     let tables = proptest::option::weighted(0.3, proptest::sample::subsequence(vec![0, 1], 1..=2));
     (proptest::collection::vec(topic, 1..4), tables).prop_map(|(topics, tables)| {
@@ -57,7 +57,12 @@ fn history() -> impl Strategy<Value = Vec<(Vec<Op>, i64)>> {
 }
 
 impl Wish {
-    fn fields(&self, from: &Value, limit: usize) -> Value {
+    pub(super) fn everything() -> Self {
+        let wanted = (0..AUDIENCES.len()).flat_map(|a| (0..TABLES.len()).map(move |t| (a, t))).collect();
+        Wish { topics: AUDIENCES.map(|audience| format!("{audience}:*")).into(), tables: None, wanted }
+    }
+
+    pub(super) fn fields(&self, from: &Value, limit: usize) -> Value {
         let mut fields = json!({"topics": self.topics, "limit": limit});
         if let Some(tables) = &self.tables {
             fields["tables"] = json!(tables);
@@ -99,7 +104,7 @@ fn apply(copy: &mut Copy, table: &str, change: &Value, repeats: bool) {
 }
 
 /// Follows pages to the end; gives every page's answer to `check` after it was applied.
-fn follow(
+pub(super) fn follow(
     feed: &Feed,
     wish: &Wish,
     mut from: Value,
@@ -133,7 +138,7 @@ fn follow(
     panic!("pages without end");
 }
 
-fn position_of(answer: &Value) -> Position {
+pub(super) fn position_of(answer: &Value) -> Position {
     SyncCursor::parse(answer["cursor"].as_str().unwrap()).unwrap().cursor.position
 }
 
@@ -233,25 +238,32 @@ proptest! {
     }
 }
 
-/// The world in the embedded log; the directory lives as long as the log is read.
-fn embedded(world: &World, directory: &std::path::Path) -> Arc<FjallLog> {
-    let options = LogOptions {
+/// For a log that lives as long as its directory.
+pub(super) fn options(directory: &std::path::Path, max_size: u64) -> LogOptions {
+    LogOptions {
         directory: directory.to_owned(),
         max_age: Duration::from_secs(3600),
-        max_size: 1 << 30,
+        max_size,
         group_commit_interval: Duration::from_millis(50),
         group_commit_size: 1 << 20,
         queue_size: 8 << 20,
-    };
+    }
+}
+
+/// The world in the embedded log, whose commits before it came to no greater time than `before`.
+pub(super) fn embedded(world: &World, options: &LogOptions, before: i64) -> Arc<FjallLog> {
     let start = world.states[0].0.commit;
-    let beginning = Beginning { epoch: Epoch::new(7), start, greatest_committed_at: 0, state: Vec::new() };
-    let log = FjallLog::create(&options, beginning).unwrap();
+    let beginning =
+        Beginning { epoch: Epoch::new(7), start, greatest_committed_at: before, state: Vec::new() };
+    let log = FjallLog::create(options, beginning).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for transaction in &world.transactions {
         let watermark = Some(Lsn::new(transaction.commit.get() + 5));
         let append = Append { transaction: Some(Arc::clone(transaction)), watermark, ..Append::default() };
         assert!(log.submit(append).unwrap().is_ok(), "a small history fits the queue");
+        // Each alone, so that spans may end between any two.
+        runtime.block_on(log.applied()).unwrap();
     }
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(log.applied()).unwrap();
     log
 }
 
@@ -262,7 +274,7 @@ proptest! {
     fn the_embedded_log_gives_the_same(history in history(), wish in wish(), limit in 1usize..12, start: prop::sample::Index) {
         let world = World::of(&history);
         let directory = tempfile::tempdir().unwrap();
-        let feed = feed(embedded(&world, &directory.path().join("log")));
+        let feed = feed(embedded(&world, &options(&directory.path().join("log"), 1 << 30), 0));
         let (start, state) = &world.states[start.index(world.states.len())];
         let mut copy = copy_of(state, &wish.wanted);
         let from = json!({"cursor": feed.cursor(*start).to_string()});

@@ -2,14 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::writers::{TABLES, write_all};
-use super::{Dice, Traveller};
 use crate::support::copy::{Copy, SyncPage};
 use crate::support::device::Device;
+use crate::support::dice::Dice;
 use crate::support::http::Http;
 use crate::support::postgres::TestPostgres;
 use crate::support::scene::{changes_until_now, listening, scene, told};
 use crate::support::wait::{PATIENCE, eventually};
+use crate::support::writers::{A, B, TABLES, write_all};
 
 /// Devices are told before the log can be read. Waits until a sync can see all that a device was told.
 async fn logged(device: &mut Device, http: &Http) {
@@ -34,7 +34,7 @@ async fn a_sync_and_a_subscription_with_its_cursor_join_without_a_gap() {
     let (pg, relay) = scene(TABLES).await;
     let (_, cursor) = listening(&relay, "1", "phone").await;
     let http = relay.http_as("1");
-    let writing = write_all(&pg, &mut dice, 3, 60);
+    let writing = write_all(&pg, &[A, B], &mut dice, 3, 60);
     let joining = async {
         let mut copies = Vec::new();
         for n in 1..=8 {
@@ -67,7 +67,7 @@ async fn pages_of_any_size_come_to_the_same_rows() {
     let mut dice = Dice::seeded("pages_of_any_size_come_to_the_same_rows");
     let (pg, relay) = scene(TABLES).await;
     let (mut device, cursor) = listening(&relay, "1", "phone").await;
-    write_all(&pg, &mut dice, 3, 60).await;
+    write_all(&pg, &[A, B], &mut dice, 3, 60).await;
     changes_until_now(&pg, &mut device, "user:1").await;
     logged(&mut device, &relay.http_as("1")).await;
     for limit in [1, 2, 7, 100, 1000] {
@@ -117,7 +117,7 @@ async fn a_sync_by_timestamp_never_misses() {
     logged(&mut device, &http).await;
     let first = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": cursor});
     let mut since = sync_once(&http, &mut copy, first).await;
-    let writing = write_all(&pg, &mut dice, 4, 60);
+    let writing = write_all(&pg, &[A, B], &mut dice, 4, 60);
     tokio::pin!(writing);
     loop {
         let by_time =
@@ -157,14 +157,12 @@ async fn sync_once(http: &Http, copy: &mut Copy, mut body: Value) -> String {
 /// A cursor that REST gave in the middle of a transaction is one to go on from over the socket.
 #[tokio::test]
 async fn a_cut_pages_cursor_goes_on_over_the_socket() {
-    let mut dice = Dice::seeded("a_cut_pages_cursor_goes_on_over_the_socket");
     let (pg, relay) = scene(TABLES).await;
-    let mut traveller = Traveller::start(&relay, "1", "phone", Dice(dice.next())).await;
-    let (_, cursor) = listening(&relay, "1", "tablet").await;
+    let (mut device, cursor) = listening(&relay, "1", "tablet").await;
     pg.sql("INSERT INTO a SELECT n, 1, n, '' FROM generate_series(1, 25) n").await;
-    traveller.arrive(&pg, &relay).await;
+    device.changes(25).await;
     let body = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": cursor, "limit": 10});
-    // Where the traveller arrived, a session has seen it; a replay waits until the log has.
+    // A session has seen it; a replay waits until the log has.
     super::rest_from(&relay, &cursor).await;
     let page: SyncPage =
         relay.http_as("1").post("/api/realtime/sync", &body).await.expect_status(200).parse();

@@ -32,6 +32,8 @@ pub(crate) struct SyncPage {
     pub(crate) has_more: bool,
     #[serde(default)]
     pub(crate) consistent: bool,
+    #[serde(default)]
+    pub(crate) sync_timestamp: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,11 +51,21 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(change.topic_table(), change);
+        self.put(change.topic_table(), change, false);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
     pub(crate) fn apply_sync(&mut self, pages: &[SyncPage]) {
+        self.take_sync(pages, false);
+    }
+
+    /// Applies pages that begin before the copy's place, as those by timestamp do. An update of a row that
+    /// the copy has lost since is passed over where it is not whole: the row's end is repeated as well.
+    pub(crate) fn apply_repeating(&mut self, pages: &[SyncPage]) {
+        self.take_sync(pages, true);
+    }
+
+    fn take_sync(&mut self, pages: &[SyncPage], repeats: bool) {
         let mut replaced = Vec::new();
         for page in pages {
             for (table, about) in &page.tables {
@@ -63,7 +75,7 @@ impl Copy {
                 }
             }
             for (table, changes) in &page.changes {
-                changes.iter().for_each(|change| self.put(table, change));
+                changes.iter().for_each(|change| self.put(table, change, repeats));
             }
         }
         // A new epoch's cursors need not be greater.
@@ -72,23 +84,13 @@ impl Copy {
 
     /// Puts rows of a snapshot into it.
     pub(crate) fn put_rows(&mut self, rows: &[Change]) {
-        rows.iter().for_each(|row| self.put(row.topic_table(), row));
+        rows.iter().for_each(|row| self.put(row.topic_table(), row, false));
     }
 
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
     /// returns the last cursor.
     pub(crate) async fn sync(&mut self, http: &Http, body: &serde_json::Value) -> String {
-        let mut body = body.clone();
-        let mut pages: Vec<SyncPage> = Vec::new();
-        loop {
-            let page: SyncPage = http.post("/api/realtime/sync", &body).await.expect_status(200).parse();
-            body["cursor"] = page.cursor.clone().into();
-            let more = page.has_more;
-            pages.push(page);
-            if !more {
-                break;
-            }
-        }
+        let mut pages = pages(http, body).await;
         self.apply_sync(&pages);
         pages.pop().map(|page| page.cursor).unwrap_or_default()
     }
@@ -112,7 +114,7 @@ impl Copy {
         assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
     }
 
-    fn put(&mut self, table: &str, change: &Change) {
+    fn put(&mut self, table: &str, change: &Change, repeats: bool) {
         if change.operation == "TRUNCATE" {
             self.rows.retain(|(known, _), _| known != table);
             return;
@@ -123,6 +125,7 @@ impl Copy {
                 assert!(change.new_record.is_none(), "a DELETE with a new record: {change:?}");
                 self.rows.remove(&place);
             }
+            "UPDATE" if repeats && !change.unchanged.is_empty() && !self.rows.contains_key(&place) => {}
             "INSERT" | "UPDATE" => {
                 let record = match change.unchanged.as_slice() {
                     [] => change.record_text().to_owned(),
@@ -135,6 +138,21 @@ impl Copy {
                 self.rows.insert(place, record);
             }
             other => panic!("unknown operation {other}: {change:?}"),
+        }
+    }
+}
+
+/// Asks for pages of a sync over REST until there is no more.
+pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage> {
+    let mut body = body.clone();
+    let mut pages: Vec<SyncPage> = Vec::new();
+    loop {
+        let page: SyncPage = http.post("/api/realtime/sync", &body).await.expect_status(200).parse();
+        body["cursor"] = page.cursor.clone().into();
+        let more = page.has_more;
+        pages.push(page);
+        if !more {
+            return pages;
         }
     }
 }

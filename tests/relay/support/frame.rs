@@ -41,6 +41,12 @@ pub(crate) struct Change {
     pub(crate) correlation_id: Option<String>,
 }
 
+/// A cursor without what it says besides its place: as text it compares as its place does.
+pub(crate) fn place(cursor: &str) -> &str {
+    let end = cursor.match_indices('.').nth(2).map_or(cursor.len(), |(at, _)| at);
+    &cursor[..end]
+}
+
 impl Frame {
     pub(crate) fn parse(text: String) -> Self {
         #[derive(Deserialize)]

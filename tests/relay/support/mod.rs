@@ -23,6 +23,8 @@
 //! * [`tls`]: certificates, a cluster that shows them, and someone in between.
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
+//! * [`dice`]: chance that can be repeated, by its seed.
+//! * [`writers`]: applications that write at random.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
@@ -33,6 +35,7 @@
 pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
+pub(crate) mod dice;
 pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod frame;
@@ -47,3 +50,4 @@ pub(crate) mod stage;
 pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
+pub(crate) mod writers;
