@@ -106,6 +106,12 @@ impl Directory {
         &self.tables
     }
 
+    /// Which `track` a table's rows are read by; none if it is not tracked.
+    pub fn generation(&self, table: &str) -> Option<i64> {
+        let entry = self.tables.iter().find(|entry| *entry.name == *table)?;
+        Some(entry.tracked.generation)
+    }
+
     /// The tables that readers of a pattern read.
     pub fn matching<'a>(&'a self, pattern: &'a Pattern) -> impl Iterator<Item = &'a DirectoryTable> {
         let reads = |table: &&DirectoryTable| table.tracked.templates.iter().any(|t| t.may_match(pattern));

@@ -20,9 +20,15 @@ type Link = Connection<Socket, Channel<Socket>>;
 pub struct Driver {
     task: JoinHandle<()>,
     pins: PinScope,
+    security: Security,
 }
 
 impl Driver {
+    /// How another connection to the same server is secured.
+    pub(super) fn connector(&self) -> Connector {
+        Connector(self.security.clone())
+    }
+
     /// Whether the pinned settings hold for the session or must be set in each transaction.
     pub fn pins(&self) -> PinScope {
         self.pins
@@ -47,9 +53,9 @@ impl Drop for Driver {
 /// us for good ends the attempt. Each gets `connect_timeout`. Must run inside a tokio runtime.
 pub async fn connect(target: &Target) -> Result<(Client, Driver), ConnectError> {
     let session = reach(target, |endpoint, security| open(target, endpoint, security)).await?;
-    let Session { client, connection, pins } = session;
+    let Session { client, connection, pins, security } = session;
     let task = tokio::spawn(drive(connection, |notice| ServerError::from(notice).trace()));
-    Ok((client, Driver { task, pins }))
+    Ok((client, Driver { task, pins, security }))
 }
 
 /// The same with the role's and the database's own settings, such as its `search_path`: for what a
@@ -60,16 +66,17 @@ pub async fn connect_unpinned(
 ) -> Result<(Client, Driver), ConnectError> {
     let session = reach(target, async |endpoint, security| {
         let (client, connection) = start(target, &endpoint, &security, target.options()).await?;
-        Ok(Session { client, connection, pins: PinScope::Transaction })
+        Ok(Session { client, connection, pins: PinScope::Transaction, security })
     });
-    let Session { client, connection, pins } = session.await?;
-    Ok((client, Driver { task: tokio::spawn(drive(connection, notice)), pins }))
+    let Session { client, connection, pins, security } = session.await?;
+    Ok((client, Driver { task: tokio::spawn(drive(connection, notice)), pins, security }))
 }
 
 struct Session {
     client: Client,
     connection: Link,
     pins: PinScope,
+    security: Security,
 }
 
 async fn open(target: &Target, endpoint: Endpoint, security: Security) -> Result<Session, ConnectError> {
@@ -77,11 +84,11 @@ async fn open(target: &Target, endpoint: Endpoint, security: Security) -> Result
     match start(target, &endpoint, &security, Some(&pinned)).await {
         Ok((client, connection)) => {
             let pins = pin_scope(|name| connection.parameter(name));
-            Ok(Session { client, connection, pins })
+            Ok(Session { client, connection, pins, security })
         }
         Err(error) if error.refuses_options() => {
             let (client, connection) = start(target, &endpoint, &security, target.options()).await?;
-            Ok(Session { client, connection, pins: PinScope::Transaction })
+            Ok(Session { client, connection, pins: PinScope::Transaction, security })
         }
         Err(error) => Err(error),
     }

@@ -1,5 +1,7 @@
 //! A connection that is made when it is first needed, kept, and made again when it broke.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::{ConnectError, Driver, Target, connect};
@@ -32,6 +34,20 @@ impl Database {
             _ => connect(&self.target).await?,
         };
         Ok(&mut self.connection.insert(connection).0)
+    }
+
+    /// Gives the session up and has the server give up its work too: from the end of a connection alone it
+    /// would learn of it only with the next row that it sends, and hold its locks until then. Returns when
+    /// the server has ended the session, or does not answer within `patience`.
+    pub async fn cancel(mut self, patience: Duration) {
+        let Some((client, mut driver)) = self.connection.take() else { return };
+        let ended = async {
+            // Refused or not, the session ends below.
+            let _ = client.cancel_token().cancel_query(driver.connector()).await;
+            drop(client);
+            driver.closed().await;
+        };
+        let _ = tokio::time::timeout(patience, ended).await;
     }
 
     /// Gives the session up, with whatever it was in the middle of; the next one is new.

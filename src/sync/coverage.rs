@@ -17,6 +17,8 @@ use crate::topic::Pattern;
 
 /// Where they are kept beside the log.
 const PREFIX: &str = "coverage/";
+/// How many are looked at together when all are gone through: a device chooses how large they are.
+const FORGET_PAGE: usize = 256;
 const DAY_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 /// The number of a [`Coverage`].
@@ -118,14 +120,18 @@ impl Coverage {
     /// Forgets those that were not given out for `days`.
     pub fn forget_old(log: &dyn Log, now: i64, days: i64) -> Result<usize, LogError> {
         let oldest = now.div_euclid(DAY_MICROS) - days;
-        let mut forgotten = 0;
-        for (name, kept) in log.kept_under(PREFIX)? {
-            if serde_json::from_slice::<Kept>(&kept).map_or(i64::MIN, |kept| kept.day) < oldest {
-                log.keep(&name, None)?;
-                forgotten += 1;
+        let (mut forgotten, mut after) = (0, String::new());
+        loop {
+            let page = log.kept_page(PREFIX, &after, FORGET_PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(forgotten) };
+            after = last.clone();
+            for (name, kept) in page {
+                if serde_json::from_slice::<Kept>(&kept).map_or(i64::MIN, |kept| kept.day) < oldest {
+                    log.keep(&name, None)?;
+                    forgotten += 1;
+                }
             }
         }
-        Ok(forgotten)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod handoff;
 mod pages;
+mod queued;
 mod rate;
 mod socket;
 

@@ -59,10 +59,8 @@ impl FullSync {
         let wanted = wanted(&reading, &feed.directory());
         let reader =
             Reader { wanted: &wanted, numbers_as_strings: request.numbers_as_strings, rows: &shared.rows };
-        let taken = {
-            let _place = self.place().await?;
-            self.take(feed, &reader, Spool::new(Arc::clone(&self.budget))).await
-        };
+        let place = self.place().await?;
+        let taken = self.take(feed, &reader, Spool::new(Arc::clone(&self.budget)), place).await;
         let (taken, spool, page) = match taken {
             Err(FullError::Snapshot(snapshot::SnapshotError::Moved)) => return Ok(None),
             taken => taken?,
@@ -116,7 +114,8 @@ fn complete(
     let Reading { plan, .. } = reading;
     completion.add(&plan.interests, plan.after, upto, None)?;
     completion.write_page()?;
-    check(feed, identity, reading, wanted, taken)?;
+    let directory = feed.directory();
+    check(feed, identity, reading, wanted, taken, &directory)?;
     let mut head = head(reading);
     for (table, reason) in &plan.full {
         let place = wanted.iter().position(|wanted| wanted.tracked.name == *table);
@@ -127,8 +126,10 @@ fn complete(
     for (table, key) in &completion.keys_seen() {
         head.tables.entry(Arc::clone(table)).or_insert_with(|| TableHead::incremental(key.clone()));
     }
+    let generations = completion.tables.iter().map(|table| directory.generation(table)).collect();
     Ok(Done {
         head,
+        generations,
         tables: completion.tables,
         spool: completion.spool,
         cursor: reading.cursor(feed, upto)?.to_string(),
@@ -137,14 +138,19 @@ fn complete(
 }
 
 /// Whether what was read still is what it was read for: a mark or a track of a table inside (H, F] means
-/// that the log lacks something there.
+/// that the log lacks something there, and one before H that the rows were read by what no longer holds.
 fn check(
     feed: &Feed,
     identity: &Identity,
     reading: &Reading,
     wanted: &[Wanted],
     taken: &Taken,
+    directory: &Directory,
 ) -> Result<(), Refused> {
+    // The request may have waited for its turn since it was looked at.
+    if !wanted.iter().all(|table| table.is_tracked_so(directory)) {
+        return Err(Refused::Again);
+    }
     let stale = |mark: &Mark| {
         mark.upto > taken.after && wanted.iter().any(|wanted| wanted.tracked.name == mark.table)
     };

@@ -63,9 +63,21 @@ pub(super) struct Done {
     pub(super) head: Head,
     /// By the numbers that the spool's entries have.
     pub(super) tables: Vec<Arc<str>>,
+    /// Of each of them, which `track` it was read by.
+    pub(super) generations: Vec<Option<i64>>,
     pub(super) spool: Spool,
     pub(super) cursor: String,
     pub(super) sync_timestamp: i64,
+}
+
+impl Done {
+    /// Whether its tables are still tracked as they were when they were read: a column that was taken
+    /// back since must not be had from here.
+    pub(super) fn is_current(&self, feed: &Feed) -> bool {
+        let directory = feed.directory();
+        let now = self.tables.iter().map(|table| directory.generation(table));
+        now.eq(self.generations.iter().copied())
+    }
 }
 
 pub(super) type Outcome = Result<Arc<Done>, Arc<SyncError>>;

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use error::FullError;
 pub use job::PageToken;
@@ -42,6 +42,10 @@ const MARK_POLL: Duration = Duration::from_millis(25);
 
 /// Jobs that wait for a place. More than this would wait longer than any device does.
 const MAX_WAITING: usize = 1_000;
+
+/// How long a server is waited for that was asked to end a reading which was given up. One that does not
+/// answer ends it by the limits of its statements.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The bounds of full syncs.
 #[derive(Debug, Clone)]
@@ -67,7 +71,7 @@ pub struct FullOptions {
 #[derive(Debug)]
 pub struct FullSync {
     options: FullOptions,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     waiting: AtomicUsize,
     /// Sessions that the next snapshot can use.
     idle: Mutex<Vec<Database>>,
@@ -80,7 +84,7 @@ impl FullSync {
     pub fn new(options: FullOptions) -> Arc<Self> {
         let FullOptions { spool_memory, spool_disk, spool_directory, .. } = &options;
         Arc::new(FullSync {
-            places: Semaphore::new(options.snapshots),
+            places: Arc::new(Semaphore::new(options.snapshots)),
             waiting: AtomicUsize::new(0),
             idle: Mutex::default(),
             fencing: Fencing::new(options.target.clone(), options.fence_wait),
@@ -91,9 +95,9 @@ impl FullSync {
     }
 
     /// A place for one snapshot. Places are given in the order in which they are asked for.
-    async fn place(&self) -> Result<SemaphorePermit<'_>, FullError> {
+    async fn place(&self) -> Result<OwnedSemaphorePermit, FullError> {
         let _waits = Waiting::enter(&self.waiting)?;
-        match tokio::time::timeout(self.options.queue_wait, self.places.acquire()).await {
+        match tokio::time::timeout(self.options.queue_wait, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(place),
             // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => Err(FullError::Crowded),
@@ -117,6 +121,26 @@ impl FullSync {
 
     fn jobs(&self) -> MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session that reads, and the place that it takes: given back when the server has ended what it did,
+/// so that readings that were given up are never more than there are places.
+struct Turn {
+    database: Option<Database>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Only a session that ended in order is kept, and taken out of here before.
+        let (Some(database), Some(place)) = (self.database.take(), self.place.take()) else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                database.cancel(CANCEL_PATIENCE).await;
+                drop(place);
+            });
+        }
     }
 }
 

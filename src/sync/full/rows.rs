@@ -32,6 +32,7 @@ const TRIES: usize = 3;
 pub(crate) struct Rows {
     pub(crate) taken: Taken,
     spool: Spool,
+    wanted: Vec<Wanted>,
     /// Names and keys' columns, by the numbers that the spool's entries have.
     tables: Vec<(Arc<str>, Vec<String>)>,
 }
@@ -87,10 +88,8 @@ impl FullSync {
             let wanted = wanted(feed, topics);
             let rows = AtomicU64::new(0);
             let reader = Reader { wanted: &wanted, numbers_as_strings, rows: &rows };
-            let taken = {
-                let _place = self.place().await?;
-                self.take(feed, &reader, Spool::new(Arc::clone(&self.budget))).await
-            };
+            let place = self.place().await?;
+            let taken = self.take(feed, &reader, Spool::new(Arc::clone(&self.budget)), place).await;
             let (taken, mut spool, page) = match taken {
                 Err(FullError::Snapshot(SnapshotError::Moved)) => continue,
                 taken => taken?,
@@ -98,7 +97,11 @@ impl FullSync {
             let spool = tokio::task::spawn_blocking(move || spool.add(page).map(|()| spool)).await??;
             let names = wanted.iter().map(|table| Arc::clone(&table.tracked.name));
             let tables = names.zip(taken.keys.iter().cloned()).collect();
-            return Ok(Rows { taken, spool, tables });
+            let rows = Rows { taken, spool, wanted, tables };
+            // What was tracked since, or otherwise, while this waited for its turn, is not in there so.
+            if rows.is_current(feed) && same_tables(&rows.wanted, &self::wanted(feed, topics)) {
+                return Ok(rows);
+            }
         }
         Err(FullError::Restless)
     }
@@ -117,7 +120,19 @@ fn wanted(feed: &Feed, topics: &[Pattern]) -> Vec<Wanted> {
     wanted.filter(|wanted| !wanted.audiences.is_empty()).collect()
 }
 
+fn same_tables(one: &[Wanted], other: &[Wanted]) -> bool {
+    let names = |wanted: &Wanted| Arc::clone(&wanted.tracked.name);
+    one.iter().map(names).eq(other.iter().map(names))
+}
+
 impl Rows {
+    /// Whether the tables are still tracked as they were when they were read: a column that was taken back
+    /// since must not be had from here.
+    pub(crate) fn is_current(&self, feed: &Feed) -> bool {
+        let directory = feed.directory();
+        self.wanted.iter().all(|table| table.is_tracked_so(&directory))
+    }
+
     pub(crate) fn tables(&self) -> &[(Arc<str>, Vec<String>)] {
         &self.tables
     }

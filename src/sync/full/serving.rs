@@ -49,6 +49,9 @@ impl FullSync {
         let number = token.page;
         let page = read_page(&done, number).await?;
         rights::check(feed, identity, &done.head.topics)?;
+        if !done.is_current(feed) {
+            return Err(SyncError::Expired);
+        }
         shared.touch();
         // An answer without rows has one page all the same.
         let page = match page {
@@ -209,6 +212,9 @@ impl FullStream {
             page => page.unwrap_or_default(),
         };
         rights::check(&self.feed, &self.identity, &done.head.topics)?;
+        if !done.is_current(&self.feed) {
+            return Err(SyncError::Expired);
+        }
         out.reserve(page.len() + page.len() / 8);
         for entry in spool::entries(&page) {
             if let Some(table) = done.tables.get(usize::from(entry.table)) {

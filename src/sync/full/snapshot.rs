@@ -18,6 +18,7 @@ use tokio_postgres::{Client, CopyOutStream};
 use super::copy::{Fields, Lines};
 use super::select;
 use crate::change::RowChange;
+use crate::feed::Directory;
 use crate::horizon::{ParseSnapshotError, Snapshot};
 use crate::postgres::types::{self, Type, TypeError};
 use crate::postgres::{ConnectError, SET_LOCAL};
@@ -29,6 +30,13 @@ use crate::topic::Audience;
 pub(super) struct Wanted {
     pub(super) tracked: Arc<Tracked>,
     pub(super) audiences: Vec<Audience>,
+}
+
+impl Wanted {
+    /// Whether the table is tracked as it was when this was made.
+    pub(super) fn is_tracked_so(&self, directory: &Directory) -> bool {
+        directory.generation(&self.tracked.name) == Some(self.tracked.generation)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -11,12 +11,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::error::FullError;
 use super::snapshot::{self, SnapshotError, Wanted};
 use super::spool::{PageBuilder, Spool};
-use super::{FullSync, MARK_POLL};
+use super::{FullSync, MARK_POLL, Turn};
 use crate::change::{Mark, Membership, RowChange};
 use crate::feed::Feed;
 use crate::fence::Fence;
@@ -48,19 +49,22 @@ pub(super) struct Reader<'a> {
 }
 
 impl FullSync {
-    /// Reads the tables' rows into `spool`; the last page of them is still open. The caller holds one of
+    /// Reads the tables' rows into `spool`; the last page of them is still open. `place` is one of
     /// the places.
     pub(super) async fn take(
         &self,
         feed: &Arc<Feed>,
         reader: &Reader<'_>,
         spool: Spool,
+        place: OwnedSemaphorePermit,
     ) -> Result<(Taken, Spool, PageBuilder), FullError> {
-        let mut database = self.database();
-        let taken = tokio::time::timeout(self.options.longest, self.read(feed, reader, spool, &mut database));
+        let mut turn = Turn { database: Some(self.database()), place: Some(place) };
+        let database = turn.database.as_mut().ok_or(FullError::Over)?;
+        let taken = tokio::time::timeout(self.options.longest, self.read(feed, reader, spool, database));
         let taken = taken.await.unwrap_or(Err(FullError::TooLong(self.options.longest)))?;
-        // Only a session that ended in order is used again.
-        self.keep(database);
+        if let Some(database) = turn.database.take() {
+            self.keep(database);
+        }
         Ok(taken)
     }
 

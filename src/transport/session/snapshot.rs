@@ -118,6 +118,11 @@ impl Session {
                     Ok(true)
                 }
             },
+            State::Sending { rows, .. } if !rows.is_current(&self.feed) => {
+                tell_failure(snapshot.r#ref.as_ref(), &FullError::Restless, out);
+                self.end_snapshot(snapshot.r#ref.as_ref(), &[], rows.taken.fence.end, out);
+                Ok(true)
+            }
             State::Sending { rows, page, frames } => {
                 if frames.is_empty() {
                     let (reading, number) = (Arc::clone(rows), *page);
@@ -126,6 +131,9 @@ impl Session {
                         Ok(Some(more)) => {
                             frames.extend(more);
                             *page += 1;
+                            // Shown in the next step, which looks at rights and tables first.
+                            self.snapshots.current = Some(snapshot);
+                            return Ok(true);
                         }
                         Ok(None) => {
                             let rows = Arc::clone(rows);
@@ -162,6 +170,7 @@ impl Session {
             registered = self.seat.subscribe(&pattern.audience);
         }
         self.settle(registered, out);
+        let topics = self.still_granted(r#ref.as_ref(), topics, out);
         for pattern in &topics {
             self.remove(pattern);
         }

@@ -206,7 +206,7 @@ impl Session {
     }
 
     /// Rights may have changed since the topics were checked.
-    fn still_granted(
+    pub(super) fn still_granted(
         &mut self,
         r#ref: Option<&Value>,
         patterns: Vec<Pattern>,
