@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::auth::UserId;
 use crate::cursor::{Cursor, ParseCursorError};
 use crate::log::{Log, LogError};
 use crate::topic::Pattern;
@@ -19,6 +20,10 @@ use crate::topic::Pattern;
 const PREFIX: &str = "coverage/";
 /// How many are looked at together when all are gone through: a device chooses how large they are.
 const FORGET_PAGE: usize = 256;
+/// Sets of topics and tables of one user: a few for each kind of its devices. A device names them, so that
+/// they must not grow with what it thinks of.
+const COVERAGES_OF_USER: usize = 64;
+
 const DAY_MICROS: i64 = 24 * 3600 * 1_000_000;
 
 /// The number of a [`Coverage`].
@@ -47,8 +52,8 @@ pub struct Coverage {
 struct Kept {
     topics: Vec<String>,
     tables: Option<Vec<String>>,
-    /// The day on which it was last given out, since 1970.
-    day: i64,
+    /// When it was last given out, exact to a day; microseconds since 1970.
+    at: i64,
 }
 
 impl Coverage {
@@ -93,23 +98,24 @@ impl Coverage {
     }
 
     /// Keeps it for those who come back with its number. `now` in microseconds since 1970.
-    pub fn remember(&self, log: &dyn Log, now: i64) -> Result<CoverageId, LogError> {
-        let (id, day) = (self.id(), now.div_euclid(DAY_MICROS));
-        let name = name(id);
+    pub fn remember(&self, log: &dyn Log, user: &UserId, now: i64) -> Result<CoverageId, LogError> {
+        let id = self.id();
+        let name = name(user, id);
         let known = log.kept(&name)?.and_then(|kept| serde_json::from_slice::<Kept>(&kept).ok());
-        if known.is_none_or(|kept| kept.day < day) {
+        if known.is_none_or(|kept| kept.at < now - DAY_MICROS) {
+            make_room(log, user)?;
             let topics = self.topics.iter().map(ToString::to_string).collect();
             let tables = self.tables.as_ref().map(|tables| tables.iter().map(ToString::to_string).collect());
             // Texts and numbers always serialise.
-            let kept = serde_json::to_vec(&Kept { topics, tables, day }).unwrap_or_default();
+            let kept = serde_json::to_vec(&Kept { topics, tables, at: now }).unwrap_or_default();
             log.keep(&name, Some(&kept))?;
         }
         Ok(id)
     }
 
     /// `None`: it was given out so long ago that it is forgotten, or never.
-    pub fn recall(log: &dyn Log, id: CoverageId) -> Result<Option<Self>, LogError> {
-        let Some(kept) = log.kept(&name(id))? else { return Ok(None) };
+    pub fn recall(log: &dyn Log, user: &UserId, id: CoverageId) -> Result<Option<Self>, LogError> {
+        let Some(kept) = log.kept(&name(user, id))? else { return Ok(None) };
         let unreadable = || LogError::Corrupt("what a cursor vouches for");
         let kept: Kept = serde_json::from_slice(&kept).map_err(|_| unreadable())?;
         let topics = kept.topics.iter().map(|topic| Pattern::parse(topic)).collect::<Result<_, _>>();
@@ -119,14 +125,14 @@ impl Coverage {
 
     /// Forgets those that were not given out for `days`.
     pub fn forget_old(log: &dyn Log, now: i64, days: i64) -> Result<usize, LogError> {
-        let oldest = now.div_euclid(DAY_MICROS) - days;
+        let oldest = now - days.saturating_mul(DAY_MICROS);
         let (mut forgotten, mut after) = (0, String::new());
         loop {
             let page = log.kept_page(PREFIX, &after, FORGET_PAGE)?;
             let Some((last, _)) = page.last() else { return Ok(forgotten) };
             after = last.clone();
             for (name, kept) in page {
-                if serde_json::from_slice::<Kept>(&kept).map_or(i64::MIN, |kept| kept.day) < oldest {
+                if serde_json::from_slice::<Kept>(&kept).map_or(i64::MIN, |kept| kept.at) < oldest {
                     log.keep(&name, None)?;
                     forgotten += 1;
                 }
@@ -135,8 +141,32 @@ impl Coverage {
     }
 }
 
-fn name(id: CoverageId) -> String {
-    format!("{PREFIX}{id}")
+/// Forgets the one that was given out longest ago, where a user has too many.
+fn make_room(log: &dyn Log, user: &UserId) -> Result<(), LogError> {
+    let kept = log.kept_under(&prefix(user))?;
+    let age = |value: &[u8]| serde_json::from_slice::<Kept>(value).map_or(i64::MIN, |kept| kept.at);
+    let oldest = kept.iter().min_by_key(|(_, value)| age(value));
+    match oldest {
+        Some((name, _)) if kept.len() >= COVERAGES_OF_USER => log.keep(name, None),
+        _ => Ok(()),
+    }
+}
+
+fn prefix(user: &UserId) -> String {
+    let mut hash = Sha256::new();
+    // No issuer and an empty one are not the same.
+    hash.update([u8::from(user.issuer.is_some())]);
+    for part in [user.issuer.as_deref().unwrap_or_default(), &user.subject] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let mut first = [0; 16];
+    first.copy_from_slice(&hash.finalize()[..16]);
+    format!("{PREFIX}{:032x}/", u128::from_be_bytes(first))
+}
+
+fn name(user: &UserId, id: CoverageId) -> String {
+    format!("{}{id}", prefix(user))
 }
 
 impl fmt::Display for CoverageId {

@@ -78,7 +78,7 @@ impl Reading {
         let marks_version = feed.log.marks_version();
         let watermark = feed.watermark();
         let covered = match request.cursor.and_then(|cursor| cursor.coverage) {
-            Some(id) => Coverage::recall(&*feed.log, id)?,
+            Some(id) => Coverage::recall(&*feed.log, &identity.user, id)?,
             None => None,
         };
         let basis = basis(feed, request, covered.as_ref(), watermark)?;
@@ -102,7 +102,8 @@ impl Reading {
 
     /// The cursor of an answer that reaches up to a position.
     pub(super) fn cursor(&self, feed: &Feed, position: Position) -> Result<SyncCursor, LogError> {
-        let coverage = self.coverage.remember(&*feed.log, PgTimestamp::now().unix_micros())?;
+        let coverage =
+            self.coverage.remember(&*feed.log, &self.identity.user, PgTimestamp::now().unix_micros())?;
         Ok(SyncCursor { cursor: feed.cursor(position), coverage: Some(coverage) })
     }
 

@@ -23,6 +23,9 @@ use crate::topic::Pattern;
 /// Answers that one device may have kept; the oldest goes first. A device asks for one at a time, but
 /// its tabs may each.
 const JOBS_OF_DEVICE: usize = 4;
+/// Answers that all devices of one user may have kept: a user names its devices, and must not fill what
+/// everybody's answers share.
+const JOBS_OF_USER: usize = 16;
 
 /// Times that an answer is begun again because the tables changed under it.
 const TRIES: usize = 3;
@@ -120,28 +123,35 @@ impl Shared {
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     by_id: HashMap<u128, (Arc<Shared>, AbortOnDropHandle<()>)>,
-    by_owner: HashMap<(UserId, Arc<str>), VecDeque<u128>>,
+    /// From the oldest, each with its device.
+    by_user: HashMap<UserId, VecDeque<(Arc<str>, u128)>>,
 }
 
 impl Jobs {
     fn add(&mut self, shared: Arc<Shared>, task: AbortOnDropHandle<()>) {
-        let own = self.by_owner.entry(shared.owner.clone()).or_default();
-        own.push_back(shared.token.id);
-        let oldest = if own.len() > JOBS_OF_DEVICE { own.pop_front() } else { None };
+        let (user, device) = shared.owner.clone();
+        let own = self.by_user.entry(user).or_default();
+        let of_device = own.iter().filter(|(other, _)| *other == device).count();
+        let oldest = match (of_device >= JOBS_OF_DEVICE, own.len() >= JOBS_OF_USER) {
+            (true, _) => own.iter().find(|(other, _)| *other == device).map(|(_, id)| *id),
+            (false, true) => own.front().map(|(_, id)| *id),
+            (false, false) => None,
+        };
+        own.push_back((device, shared.token.id));
         self.by_id.insert(shared.token.id, (shared, task));
-        metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
         if let Some(oldest) = oldest {
-            self.by_id.remove(&oldest);
+            self.remove(oldest);
         }
+        metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
     }
 
     fn remove(&mut self, id: u128) {
         let Some((shared, _)) = self.by_id.remove(&id) else { return };
         metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
-        if let Some(own) = self.by_owner.get_mut(&shared.owner) {
-            own.retain(|other| *other != id);
+        if let Some(own) = self.by_user.get_mut(&shared.owner.0) {
+            own.retain(|(_, other)| *other != id);
             if own.is_empty() {
-                self.by_owner.remove(&shared.owner);
+                self.by_user.remove(&shared.owner.0);
             }
         }
     }

@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::log::MemoryLog;
 use super::{feed, mark, request};
+use crate::auth::UserId;
 use crate::change::{Mark, Reason};
-use crate::log::{Interest, Tables};
+use crate::log::{Interest, Log as _, Tables};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::sync::coverage::Coverage;
@@ -157,4 +158,20 @@ fn a_blocked_table_is_left_alone() {
             }
         );
     }
+}
+
+#[test]
+fn a_user_cannot_make_the_relay_keep_any_number_of_sets() {
+    let log = MemoryLog::new(Vec::new(), Lsn::new(900));
+    let user = |subject: &str| UserId { issuer: None, subject: subject.to_owned() };
+    let set = |n: i64| Coverage::new(&[Pattern::parse(&format!("user:1:t{n}")).unwrap()], None);
+    set(0).remember(&log, &user("2"), 0).unwrap();
+    for n in 0..200 {
+        set(n).remember(&log, &user("1"), n).unwrap();
+    }
+    assert_eq!(log.kept_under("coverage/").unwrap().len(), 65);
+    let known = |who: &str, n| Coverage::recall(&log, &user(who), set(n).id()).unwrap().is_some();
+    assert!(known("1", 199) && known("1", 136) && !known("1", 135), "the oldest go first");
+    assert!(known("2", 0) && !known("2", 199), "each user has its own");
+    assert_eq!(Coverage::forget_old(&log, 3 * 86_400_000_000, 1).unwrap(), 65);
 }
