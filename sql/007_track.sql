@@ -385,6 +385,15 @@ BEGIN
   PERFORM rowcast.publish(rel, listed);
   PERFORM rowcast.keep_grants(rel);
   PERFORM rowcast.grant_relay(rel);
+  SELECT t.columns, t.topics INTO concern FROM rowcast.tables t
+    WHERE t.relid = rel AND t.columns IS NOT NULL AND NOT coalesce(published <@ t.columns, false);
+  IF FOUND THEN
+    RAISE WARNING 'rowcast: more columns of % leave than before', rel::regclass
+      USING DETAIL = format('It was tracked with columns %s; a second track replaces the first, and without columns all leave.',
+          rowcast.name_list(concern.columns)),
+        HINT = format('To have it as before: SELECT rowcast.track(%L, topics => %L, columns => %L);', rel::regclass,
+          concern.topics, concern.columns);
+  END IF;
   PERFORM rowcast.record(rel, templates, published);
 
   FOR concern IN SELECT * FROM rowcast.concerns(rel, templates) LOOP

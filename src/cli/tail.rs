@@ -181,7 +181,8 @@ async fn act(socket: &mut Socket, actions: Vec<Action>) -> Result<Option<WsError
     Ok(None)
 }
 
-const GRANT_HINT: &str = "the token must grant the pattern: see `grants`, --sub and --token";
+const GRANT_HINT: &str =
+    "the token (`grants`, --sub, --token) or a row (rowcast.grant_by) must grant the pattern";
 const TOKEN_HINT: &str = "sign with the relay's own secret (ROWCAST_JWT_SECRET), or pass a fresh --token";
 
 /// How long to wait before the next connection; a failure where another would end the same way.

@@ -24,10 +24,13 @@ pub(super) async fn run(args: Args, settings: Settings) -> Result<(), Failure> {
     let (topics, columns) = (given(args.topics), given(args.columns));
     const TRACK: &str =
         "SELECT rowcast.track($1::text::regclass, topics => $2::text[], columns => $3::text[])";
-    let tracked = database.client.execute(TRACK, &[&args.table, &topics, &columns]).await;
+    let tracked = database.client.query_one(TRACK, &[&args.table, &topics, &columns]).await;
     database.close().await;
-    tracked.map_err(|error| failed(&args.table, "tracked", &error))?;
-    say(&format!("{} is tracked", args.table))
+    let row = tracked.map_err(|error| failed(&args.table, "tracked", &error))?;
+    let topics: Vec<String> = row.try_get(0).map_err(|error| failed(&args.table, "tracked", &error))?;
+    // A table that is tracked again loses an earlier choice of columns; so it is said each time.
+    let columns = columns.map_or_else(|| "all columns".to_owned(), |columns| columns.join(", "));
+    say(&format!("{} is tracked: {}; publishes {columns}", args.table, topics.join(", ")))
 }
 
 /// What the server said, and what is most likely missing where it gives no hint itself.

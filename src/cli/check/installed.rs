@@ -73,7 +73,7 @@ pub(super) async fn judge_status(
             "role" => "role",
             _ => "table",
         };
-        if area == "table" {
+        if part == "table" {
             tracked.insert(name.clone());
         }
         let Some(problem) = problem else {
