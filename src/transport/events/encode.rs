@@ -1,4 +1,4 @@
-//! A frame as an event: https://html.spec.whatwg.org/multipage/server-sent-events.html
+//! A frame as an event: <https://html.spec.whatwg.org/multipage/server-sent-events.html>
 
 use std::time::Duration;
 
