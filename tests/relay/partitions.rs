@@ -115,7 +115,8 @@ impl Stage {
         eventually(PATIENCE, "the table is open again", async || {
             self.device.send(&json!({"type": "subscribe", "topics": ["user:1:mark", "user:1:orders"]})).await;
             // It may be blocked a moment later, by a row that was written before.
-            let frames = frames_until_now(&self.pg, &mut self.device, "user:1").await;
+            let mut frames = self.device.until("subscribed").await;
+            frames.extend(frames_until_now(&self.pg, &mut self.device, "user:1").await);
             (!frames.iter().any(|frame| frame.kind == "sync_required")).then_some(())
         })
         .await;

@@ -147,6 +147,14 @@ impl Jobs {
 
     fn remove(&mut self, id: u128) {
         let Some((shared, _)) = self.by_id.remove(&id) else { return };
+        // Whoever waits for it need not wait any longer.
+        shared.outcome.send_if_modified(|outcome| {
+            let unfinished = outcome.is_none();
+            if unfinished {
+                *outcome = Some(Err(Arc::new(SyncError::Expired)));
+            }
+            unfinished
+        });
         metrics::gauge!("rowcast_full_syncs_kept").set(self.by_id.len() as f64);
         if let Some(own) = self.by_user.get_mut(&shared.owner.0) {
             own.retain(|(_, other)| *other != id);
