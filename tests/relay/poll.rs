@@ -153,8 +153,10 @@ async fn polls_by_timestamp_never_miss() {
     device.change().await;
     let mut rows = std::collections::BTreeSet::new();
     let mut since = first.timestamp.take().unwrap();
-    // Of an answer that is cut, the rest is asked for by cursor: so many may be of one moment.
+    // An answer may end before the present, and more may be of one moment than it holds: so the next one is
+    // mostly asked for by cursor, as PROTOCOL.md has it, and begins by time again now and then.
     let mut cut: Option<String> = None;
+    let mut times = dice.clone();
     let writing = async {
         write_all(&pg, &[A, B], &mut dice, 3, 60).await;
         pg.sql("INSERT INTO a SELECT n, 1, n, '' FROM generate_series(2001, 2030) n").await;
@@ -168,7 +170,7 @@ async fn polls_by_timestamp_never_miss() {
             answer = poll(&http, &by_time) => {
                 assert!(answer.timestamp >= Some(since), "{:?} after {since}", answer.timestamp);
                 since = answer.timestamp.unwrap();
-                cut = answer.cursor.clone().filter(|_| answer.count >= 900);
+                cut = answer.cursor.clone().filter(|_| answer.count > 0 && times.roll(8) != 0);
                 for change in answer.messages.iter().filter_map(|message| message.frame().change()) {
                     let late = change.operation == "INSERT" && change.record_text().contains("\"id\":20");
                     if late { rows.insert(change.key_text().to_owned()); }
