@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
 use super::subscribe::{Refusal, answer_refusal, refusal};
-use super::subscriptions::{Subscription, Subscriptions};
 use super::{Frame, Replay, Session};
 use crate::horizon::Snapshot as Seen;
 use crate::lsn::Lsn;
@@ -165,30 +164,13 @@ impl Session {
     /// is replayed.
     fn follow(&mut self, r#ref: Option<Value>, topics: Vec<Pattern>, rows: &Rows, out: &mut Vec<Frame>) {
         let (horizon, fence) = (rows.taken.after, rows.taken.fence.end);
-        let mut registered = self.seat.hub().published();
-        for pattern in &topics {
-            registered = self.seat.subscribe(&pattern.audience);
-        }
-        self.settle(registered, out);
+        self.register(&topics, out);
         let topics = self.still_granted(r#ref.as_ref(), topics, out);
         for pattern in &topics {
             self.remove(pattern);
         }
         let from = Position::boundary(fence);
-        let (mut subscribed, mut wanted) = (Vec::new(), Subscriptions::default());
-        for pattern in topics {
-            let mut replayed = Subscription::new(pattern.clone(), horizon);
-            let (stale, whole) = self.begin_after_marks(&mut replayed, true);
-            self.tell_stale(stale, out);
-            if whole {
-                self.seat.unsubscribe(&pattern.audience);
-                continue;
-            }
-            // Live from where the session stands on; the replay brings what lies before it.
-            self.subscriptions.put(Subscription { from: from.max(self.position), ..replayed.clone() });
-            wanted.put(replayed);
-            subscribed.push(pattern);
-        }
+        let (subscribed, wanted) = self.subscribe_behind(topics, horizon, from, out);
         let upto = from.max(self.position);
         let shown = Some(Shown { seen: rows.taken.seen.clone(), upto: fence });
         self.replays.push_back(Replay {

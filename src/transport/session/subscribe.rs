@@ -181,13 +181,7 @@ impl Session {
         if cursor.is_none() {
             self.await_marks(&patterns).await;
         }
-        // Registered first: from the position that this gives, the outbox has everything. What lies
-        // before it belongs to the old subscriptions alone.
-        let mut registered = self.seat.hub().published();
-        for pattern in &patterns {
-            registered = self.seat.subscribe(&pattern.audience);
-        }
-        self.settle(registered, out);
+        self.register(&patterns, out);
         let patterns = self.still_granted(r#ref.as_ref(), patterns, out);
         if patterns.is_empty() {
             return;
@@ -250,6 +244,41 @@ impl Session {
         self.answer_subscribed(r#ref, &subscribed, self.feed.cursor(stands), out);
     }
 
+    /// Registers topics with the hub, and puts into frames what lies before: it belongs to the old
+    /// subscriptions alone. From the position that this gives, the outbox has everything.
+    pub(super) fn register(&mut self, patterns: &[Pattern], out: &mut Vec<Frame>) {
+        let mut registered = self.seat.hub().published();
+        for pattern in patterns {
+            registered = self.seat.subscribe(&pattern.audience);
+        }
+        self.settle(registered, out);
+    }
+
+    /// Topics whose copies stand at `copy`: live from the session's position on. Gives those that marks
+    /// leave, and what a replay that begins at `after` has to read for them.
+    pub(super) fn subscribe_behind(
+        &mut self,
+        patterns: Vec<Pattern>,
+        after: Position,
+        copy: Position,
+        out: &mut Vec<Frame>,
+    ) -> (Vec<Pattern>, Subscriptions) {
+        let (mut subscribed, mut wanted) = (Vec::new(), Subscriptions::default());
+        for pattern in patterns {
+            let mut replayed = Subscription::new(pattern.clone(), after);
+            let (stale, whole) = self.begin_after_marks(&mut replayed, true);
+            self.tell_stale(stale, out);
+            if whole {
+                self.seat.unsubscribe(&pattern.audience);
+                continue;
+            }
+            self.subscriptions.put(Subscription { from: copy.max(self.position), ..replayed.clone() });
+            wanted.put(replayed);
+            subscribed.push(pattern);
+        }
+        (subscribed, wanted)
+    }
+
     /// From a cursor: what lies between it and the session's position is replayed.
     fn subscribe_from(
         &mut self,
@@ -266,20 +295,7 @@ impl Session {
                 return self.tell_unreadable(topics, cursor, reason, out);
             }
         };
-        let (mut subscribed, mut wanted) = (Vec::new(), Subscriptions::default());
-        for pattern in patterns {
-            let mut replayed = Subscription::new(pattern.clone(), from);
-            let (stale, whole) = self.begin_after_marks(&mut replayed, true);
-            self.tell_stale(stale, out);
-            if whole {
-                self.seat.unsubscribe(&pattern.audience);
-                continue;
-            }
-            // Live from the session's position on; the replay brings what lies before it.
-            self.subscriptions.put(Subscription { from: from.max(self.position), ..replayed.clone() });
-            wanted.put(replayed);
-            subscribed.push(pattern);
-        }
+        let (subscribed, wanted) = self.subscribe_behind(patterns, from, from, out);
         if subscribed.is_empty() {
             return;
         }
@@ -300,7 +316,7 @@ impl Session {
 
     /// Ends what marks make stale for a new subscription. With a cursor the copy is stale and told so;
     /// without one there is no copy yet, and it begins after the mark. Whether nothing is left.
-    pub(super) fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
+    fn begin_after_marks(&self, new: &mut Subscription, has_copy: bool) -> (Vec<Stale>, bool) {
         let (mut stale, mut whole) = (Vec::new(), false);
         for mark in self.feed.log.marks().iter() {
             let Some((from, table)) = new.hit(mark, new.from) else { continue };

@@ -109,7 +109,7 @@ impl Traveller {
                 None => self.done.put_off += 1,
             }
             assert!(begun.elapsed() < PATIENCE, "not answered within {PATIENCE:?}: {body}");
-            // A pause between two tries, as any client has it.
+            // As `eventually` waits between two tries, which cannot be used in a task that moves threads.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
