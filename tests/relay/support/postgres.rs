@@ -16,6 +16,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::wait::{PATIENCE, eventually, within};
+use super::watchdog::Watched;
 
 /// Changes when the template is made differently.
 const TEMPLATE_REVISION: u32 = 1;
@@ -26,6 +27,7 @@ pub(crate) const DATABASE: &str = "postgres";
 pub(crate) struct TestPostgres {
     cluster: Cluster,
     admin: Mutex<Option<Client>>,
+    _watched: Watched,
 }
 
 impl TestPostgres {
@@ -51,7 +53,7 @@ impl TestPostgres {
         let options = Options { keep: Keep::Scratch, settings, ..options };
         let mut cluster = Cluster::open(&home, options).unwrap();
         cluster.start().await.unwrap();
-        TestPostgres { cluster, admin: Mutex::new(None) }
+        TestPostgres { cluster, admin: Mutex::new(None), _watched: Watched::begin() }
     }
 
     /// The superuser's URL, over the unix socket.
