@@ -122,15 +122,19 @@ async fn a_new_epoch_waits_for_no_slow_reader() {
     let (_, cursor) = begun(&relay).await;
     pg.sql("INSERT INTO orders SELECT n, '1', repeat('x', 200) FROM generate_series(2, 20000) n").await;
     let http = relay.http_as("1");
+    let body = json!({"device_id": "pages", "topics": ["user:1:*"]});
+    let page = eventually(LONG, "a full answer of all rows", async || {
+        let answer = http.post("/api/realtime/sync", &body).await;
+        (answer.status == 200).then(|| answer.json())
+    })
+    .await;
+    assert_eq!(page["has_more"], true);
     let mut streams = Vec::new();
     for rest in ["".to_owned(), format!("&cursor={cursor}")] {
         let path = format!("/api/realtime/sync?device_id=slow&topics=user:1:*{rest}");
         let request = http.request("GET", &path).header("accept", "application/x-ndjson");
         streams.push(request.small_buffer().open().await);
     }
-    let body = json!({"device_id": "pages", "topics": ["user:1:*"]});
-    let page = http.post("/api/realtime/sync", &body).await.expect_status(200).json();
-    assert_eq!(page["has_more"], true);
     let mut socket = Device::of(&relay, "1", "rows").small_buffer().connect().await;
     socket.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "snapshot": true})).await;
     socket.expect("snapshot_begin").await;
