@@ -135,6 +135,11 @@ impl Request {
         within(&what, self.try_open()).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
+    /// Like [`Request::open`], where the answer takes long to begin.
+    pub(crate) async fn open_within(self, patience: std::time::Duration) -> Open {
+        tokio::time::timeout(patience, self.try_open()).await.expect("an answer begins").unwrap()
+    }
+
     async fn try_open(self) -> std::io::Result<Open> {
         let socket = TcpSocket::new_v4()?;
         if let Some(bytes) = self.receive_buffer {
