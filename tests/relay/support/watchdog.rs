@@ -43,7 +43,8 @@ fn watch() {
         let late = |(test, begun): &(String, Instant)| (begun.elapsed() > LIMIT).then(|| test.clone());
         let late: Vec<String> = WATCHED.lock().unwrap().values().filter_map(late).collect();
         if !late.is_empty() {
-            let notice = format!("\nnot ended within {LIMIT:?}, so everything ends here: {}\n", late.join(", "));
+            let notice =
+                format!("\nnot ended within {LIMIT:?}, so everything ends here: {}\n", late.join(", "));
             // What the print macros print is captured. Clusters end with this process; relays have to be ended.
             let _ = std::io::stderr().write_all(notice.as_bytes());
             for child in children() {
