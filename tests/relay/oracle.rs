@@ -85,6 +85,9 @@ async fn run(mut dice: Dice, seed: u64) {
     for traveller in travelling {
         let mut traveller = traveller.await.unwrap_or_else(|error| panic!("SEED={seed}: {error}"));
         traveller.arrive(&pg, &relay).await;
+        for (table, query) in traveller.wish.queries() {
+            traveller.copy.assert_equals(&pg, &table, &query).await;
+        }
         done += traveller.done();
     }
     println!("oracle: SEED={seed}: {done:?}");
