@@ -257,7 +257,11 @@ async fn run(
     shared: Arc<Shared>,
 ) {
     let begun = Instant::now();
-    let made = make(&full, &feed, &identity, &request, &shared).await;
+    let making = make(&full, &feed, &identity, &request, &shared);
+    let made = feed.hub.closed().run_until_cancelled(making).await;
+    let made = made.unwrap_or(Err(SyncError::Full(FullError::Over)));
+    // An answer that waits for its device must not hold a log open in whose place another one begins.
+    drop(feed);
     metrics::histogram!("rowcast_full_sync_seconds").record(begun.elapsed().as_secs_f64());
     if let Err(error) = &made {
         tell(error);

@@ -1,7 +1,7 @@
 //! Pages of an answer, at the device's pace.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -80,7 +80,7 @@ impl FullSync {
             Some(outcome) => Some(outcome.map_err(SyncError::Failed)?),
             None => None,
         };
-        let (feed, identity) = (Arc::clone(feed), identity.clone());
+        let (feed, identity) = (Arc::downgrade(feed), identity.clone());
         Ok(FullStream {
             feed,
             identity,
@@ -159,7 +159,8 @@ impl Done {
 /// between steps.
 #[derive(Debug)]
 pub struct FullStream {
-    feed: Arc<Feed>,
+    /// A reader that takes its time holds no log open that is over.
+    feed: Weak<Feed>,
     identity: Identity,
     shared: Arc<Shared>,
     /// Once it is complete.
@@ -215,8 +216,9 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
-        rights::check(&self.feed, &self.identity, &done.head.topics)?;
-        if !done.is_current(&self.feed) {
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
+        rights::check(&feed, &self.identity, &done.head.topics)?;
+        if !done.is_current(&feed) {
             return Err(SyncError::Expired);
         }
         out.reserve(page.len() + page.len() / 8);

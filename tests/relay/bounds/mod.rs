@@ -41,8 +41,9 @@ const KEPT_KIB: u64 = 96 * 1024;
 /// Files of the log that may be open in the end and were not in the beginning: its tables come and go.
 const LOG_FILES: usize = 64;
 
-/// Sessions in PostgreSQL that are kept for the next full sync: `max_snapshots`, and one for fences.
-const KEPT_BACKENDS: usize = 5;
+/// Sessions in PostgreSQL that are kept for the next time, each with a socket and a task: `max_snapshots` for full
+/// syncs, one for fences, one that asks what is visible.
+const KEPT_BACKENDS: usize = 6;
 
 fn is_full() -> bool {
     std::env::var(FULL).is_ok_and(|value| value == "full")
@@ -143,7 +144,11 @@ impl Figures {
         println!("{what}: left  {last}");
         let begun = std::time::Instant::now();
         while let Some(held) = self.held_by(&last) {
-            assert!(begun.elapsed() < SETTLE, "{what}: {held} did not come back\nbase {self}\nnow  {last}");
+            if begun.elapsed() >= SETTLE {
+                let sessions =
+                    pg.query_text("SELECT application_name, state, query FROM pg_stat_activity").await;
+                panic!("{what}: {held} did not come back\nbase {self}\nnow  {last}\n{sessions:?}");
+            }
             tokio::time::sleep(Duration::from_millis(200)).await;
             last = Figures::of(relay, pg).await;
         }
@@ -160,7 +165,7 @@ impl Figures {
             ("a socket", now.sockets > self.sockets + KEPT_BACKENDS),
             ("a file", now.files > self.files + LOG_FILES),
             ("a thread", threads),
-            ("a task", now.tasks > self.tasks),
+            ("a task", now.tasks > self.tasks + KEPT_BACKENDS),
             ("the spool", now.spool_kib > self.spool_kib),
             ("a backend of PostgreSQL", now.backends > self.backends + KEPT_BACKENDS),
         ];

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::support::copy::{Copy, SyncPage, pages};
@@ -43,6 +45,18 @@ pub(super) struct Ear {
     pub(super) copy: Copy,
     /// From where it goes on.
     pub(super) cursor: String,
+}
+
+/// A poll's answer, with records as they were sent.
+#[derive(Deserialize)]
+struct Polled {
+    messages: Vec<PolledMessage>,
+    cursor: String,
+}
+
+#[derive(Deserialize)]
+struct PolledMessage {
+    payload: Box<RawValue>,
 }
 
 /// The topics of a user, all by one pattern or each by its name.
@@ -90,10 +104,11 @@ impl Ear {
                     return frame;
                 }
                 let since = self.cursor.clone().into();
-                let answer = poll(&self.http, &self.topics, since, 15).await.expect_status(200).json();
-                let frames = answer["messages"].as_array().unwrap().iter();
-                waiting.extend(frames.map(|message| Frame::parse(message["payload"].to_string())));
-                self.cursor = answer["cursor"].as_str().expect("a cursor").to_owned();
+                let answer = poll(&self.http, &self.topics, since, 15).await.expect_status(200);
+                let answer: Polled = answer.parse();
+                let frames = answer.messages.iter().map(|message| message.payload.get().to_owned());
+                waiting.extend(frames.map(Frame::parse));
+                self.cursor = answer.cursor;
             },
         }
     }
@@ -135,6 +150,10 @@ impl Ear {
     /// Told that a topic ends, as the protocol has it. Gives the whole frame.
     pub(super) async fn told(&mut self, topics: &[String], reason: &str) -> Value {
         let told = self.until("sync_required").await;
+        // An answer's cursor is for all of its messages.
+        if let How::Poll(waiting) = &mut self.how {
+            waiting.drain(..).filter_map(|frame| frame.change()).for_each(|change| self.copy.apply(&change));
+        }
         let name = &self.name;
         assert_eq!((&told["topics"], &told["reason"]), (&json!(topics), &json!(reason)), "{name}");
         assert!(told["retry_after_ms"].as_u64().is_some_and(|pause| pause <= 5_000), "{name}: {told}");
@@ -168,7 +187,7 @@ impl Ear {
                 device.send(&json!({"type": "subscribe", "topics": topics, "cursor": self.cursor})).await;
             }
             How::Stream(events) => **events = stream(&self.http, &self.topics, &self.cursor).await,
-            How::Poll(waiting) => waiting.clear(),
+            How::Poll(_) => {}
         }
     }
 

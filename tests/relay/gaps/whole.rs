@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::ear::{Ear, KINDS, Kind, fully, poll, topics};
 use crate::support::copy::Copy;
-use crate::support::device::Device;
+use crate::support::device::{Device, Incoming};
 use crate::support::events::{Events, ask};
+use crate::support::frame::place;
 use crate::support::orders::with_orders;
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
@@ -53,10 +54,7 @@ async fn come_back(pg: &TestPostgres, relay: &Relay, begun: &(Copy, String), rea
             let mut ear = Ear::from(relay, kind, "1", topics("1", named), begun).await;
             let told = ear.told(&topics("1", named), reason).await;
             assert_eq!(told["to"].is_string(), reason == "too_old", "{}: {told}", ear.name);
-            assert_eq!(
-                told["from"].as_str().map(crate::support::frame::place),
-                Some(crate::support::frame::place(&begun.1))
-            );
+            assert_eq!(told["from"].as_str().map(place), Some(place(&begun.1)));
             ear.obey(&told, reason).await;
             arrive(&mut ear, pg).await;
         }
@@ -87,14 +85,7 @@ async fn epoch() {
         (relay.metric("rowcast_sessions").await == Some(5.0)).then_some(())
     })
     .await;
-    relay.freeze();
-    pg.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await;
-    eventually(PATIENCE, "the walsender is gone", async || {
-        (pg.value("SELECT count(*) FROM pg_replication_slots WHERE active").await == "0").then_some(())
-    })
-    .await;
-    pg.sql("SELECT pg_drop_replication_slot('rowcast'); INSERT INTO orders VALUES (2, '1', 'lost')").await;
-    relay.thaw();
+    lose_the_slot(&pg, &relay).await;
     for (ear, topics) in &mut live {
         let told = ear.told(topics, "epoch").await;
         assert!(told["to"].is_null() && told["from"].is_string(), "{}: {told}", ear.name);
@@ -111,11 +102,65 @@ async fn epoch() {
     assert_eq!(sync_reason(&relay, &by_time).await.as_deref(), Some("too_old"));
 }
 
+/// The slot goes, and with it a change that no device has seen.
+async fn lose_the_slot(pg: &TestPostgres, relay: &Relay) {
+    relay.freeze();
+    pg.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await;
+    eventually(PATIENCE, "the walsender is gone", async || {
+        (pg.value("SELECT count(*) FROM pg_replication_slots WHERE active").await == "0").then_some(())
+    })
+    .await;
+    pg.sql("SELECT pg_drop_replication_slot('rowcast'); INSERT INTO orders VALUES (0, '1', 'lost')").await;
+    relay.thaw();
+}
+
+/// A new log takes the place of the old one, whoever is still reading that: answers of either kind on their
+/// way to readers that take nothing, rows on a socket, an answer that waits for its next page.
+#[tokio::test]
+async fn a_new_epoch_waits_for_no_slow_reader() {
+    let (pg, relay) = stage("72h").await;
+    let (_, cursor) = begun(&relay).await;
+    pg.sql("INSERT INTO orders SELECT n, '1', repeat('x', 200) FROM generate_series(2, 20000) n").await;
+    let http = relay.http_as("1");
+    let body = json!({"device_id": "pages", "topics": ["user:1:*"]});
+    let page = eventually(LONG, "a full answer of all rows", async || {
+        let answer = http.post("/api/realtime/sync", &body).await;
+        (answer.status == 200).then(|| answer.json())
+    })
+    .await;
+    assert_eq!(page["has_more"], true);
+    let mut streams = Vec::new();
+    for rest in ["".to_owned(), format!("&cursor={cursor}")] {
+        let path = format!("/api/realtime/sync?device_id=slow&topics=user:1:*{rest}");
+        let request = http.request("GET", &path).header("accept", "application/x-ndjson");
+        streams.push(request.small_buffer().open().await);
+    }
+    let mut socket = Device::of(&relay, "1", "rows").small_buffer().connect().await;
+    socket.send(&json!({"type": "subscribe", "topics": ["user:1:*"], "snapshot": true})).await;
+    socket.expect("snapshot_begin").await;
+    lose_the_slot(&pg, &relay).await;
+    relay.wait_line("a new epoch begins").await;
+    relay.wait_ready().await;
+    for mut stream in streams {
+        let mut last = String::new();
+        while let Some(line) = stream.line().await {
+            last = line;
+        }
+        let end: Value = serde_json::from_str(&last).unwrap();
+        assert_eq!((&end["type"], &end["code"]), (&json!("error"), &json!("unavailable")));
+    }
+    // Who takes nothing hears no goodbye either.
+    while let Incoming::Frame(_) = socket.incoming().await {}
+    let old = json!({"device_id": "pages", "topics": ["user:1:*"], "cursor": cursor});
+    assert_eq!(sync_reason(&relay, &old).await.as_deref(), Some("epoch"));
+}
+
 #[tokio::test]
 async fn too_old() {
     let (pg, relay) = stage("6s").await;
     let begun = begun(&relay).await;
-    let time = pg.value("SELECT (extract(epoch FROM now()) * 1000)::bigint").await.parse::<i64>().unwrap();
+    let time = "SELECT (extract(epoch FROM now() - interval '1 minute') * 1000)::bigint";
+    let time: i64 = pg.value(time).await.parse().unwrap();
     let by_cursor = json!({"device_id": "d", "topics": ["user:1:*"], "cursor": begun.1});
     forget(&pg, &relay, &begun.1).await;
     let by_time = json!({"device_id": "d", "topics": ["user:1:*"], "last_sync_timestamp": time});
@@ -139,7 +184,7 @@ async fn too_old() {
 
 /// Writes until the log does not reach back to a cursor.
 async fn forget(pg: &TestPostgres, relay: &Relay, cursor: &str) {
-    let body = json!({"device_id": "d", "topics": ["user:2:*"], "cursor": cursor});
+    let body = json!({"device_id": "d", "topics": ["user:2:*"], "cursor": place(cursor)});
     eventually(LONG, "the log forgets", async || {
         pg.sql("INSERT INTO orders SELECT coalesce(max(id), 0) + 1, '2', 'x' FROM orders").await;
         (sync_reason_of_2(relay, &body).await.as_deref() == Some("too_old")).then_some(())
