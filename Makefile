@@ -5,6 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
 SEEDS ?= $(if $(SEED),1,50)
+# What breaks meanwhile: none, all, or names of faults with commas between them.
+FAULTS ?= none
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4
 
@@ -14,7 +16,7 @@ help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
 	@echo 'make demo-check  the same, checking itself and ending'
 	@echo 'make test        format, lints, documentation, unit and integration tests'
-	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n'
+	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n; FAULTS=all breaks all meanwhile'
 	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
 deps:
@@ -41,7 +43,7 @@ test: deps lint docs
 	$(CARGO) test -- --test-threads=$(TEST_THREADS)
 
 oracle: deps
-	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+	ROWCAST_ORACLE_SEEDS=$(SEEDS) ROWCAST_ORACLE_FAULTS=$(FAULTS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
 
 # The tests of the handoff, against a relay that forgets what a snapshot does not show: each must fail.
 MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated \

@@ -1,9 +1,9 @@
 //! The NDJSON form: page after page, up to where the log stood at the start.
 //!
 //! Each step reads one page and blocks on the disk; a reader that is slow or gone costs nothing
-//! between steps.
+//! between steps, and holds no log up that is over.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ use crate::position::Position;
 /// With a `limit` it ends after one page, without at the log's end.
 #[derive(Debug)]
 pub struct SyncStream {
-    feed: Arc<Feed>,
+    feed: Weak<Feed>,
     reading: Reading,
     after: Position,
     total_changes: usize,
@@ -35,7 +35,7 @@ impl SyncStream {
     /// Everything that can be refused is refused here, with a status of its own. Blocks.
     pub fn open(feed: Arc<Feed>, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         let reading = Reading::begin(&feed, identity, request)?;
-        let after = reading.plan.after;
+        let (after, feed) = (reading.plan.after, Arc::downgrade(&feed));
         Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false, complete: false })
     }
 
@@ -66,7 +66,9 @@ impl SyncStream {
 
     fn write_page(&mut self, out: &mut Vec<u8>) -> Result<(), SyncError> {
         let limit = self.reading.request.limit;
-        let part = self.reading.part(&self.feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
+        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
+        let feed = feed.ok_or(SyncError::NotCaughtUp)?;
+        let part = self.reading.part(&feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
         write_change_lines(&part.changes, self.reading.request.numbers_as_strings, out);
         self.total_changes += part.len();
         self.after = part.end;
@@ -75,7 +77,7 @@ impl SyncStream {
         }
         self.ended = true;
         let tail = Tail {
-            cursor: self.reading.cursor(&self.feed, part.end)?.to_string(),
+            cursor: self.reading.cursor(&feed, part.end)?.to_string(),
             sync_timestamp: Some(part.sync_timestamp),
             total_changes: self.total_changes,
             has_more: part.more,

@@ -214,7 +214,13 @@ async fn run(
     shared: Arc<Shared>,
 ) {
     let begun = Instant::now();
-    let made = make(&full, &feed, &identity, &request, &shared).await;
+    let made = tokio::select! {
+        made = make(&full, &feed, &identity, &request, &shared) => made,
+        // Its log is over, and takes the answer's cursor along.
+        () = feed.hub.closed().cancelled() => Err(SyncError::NotCaughtUp),
+    };
+    // A log is in use as long as anyone has it, and its successor waits for that.
+    drop(feed);
     metrics::histogram!("rowcast_full_sync_seconds").record(begun.elapsed().as_secs_f64());
     if let Err(error) = &made {
         tell(error);

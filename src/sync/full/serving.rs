@@ -1,7 +1,7 @@
 //! Pages of an answer, at the device's pace.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,7 +76,7 @@ impl FullSync {
             Some(outcome) => Some(outcome.map_err(SyncError::Failed)?),
             None => None,
         };
-        let (feed, identity) = (Arc::clone(feed), identity.clone());
+        let (feed, identity) = (Arc::downgrade(feed), identity.clone());
         Ok(FullStream {
             feed,
             identity,
@@ -152,10 +152,10 @@ impl Done {
 }
 
 /// An NDJSON answer under way. Each step reads one page; a reader that is slow or gone costs nothing
-/// between steps.
+/// between steps, and holds no log up that is over.
 #[derive(Debug)]
 pub struct FullStream {
-    feed: Arc<Feed>,
+    feed: Weak<Feed>,
     identity: Identity,
     shared: Arc<Shared>,
     /// Once it is complete.
@@ -211,8 +211,11 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
-        rights::check(&self.feed, &self.identity, &done.head.topics)?;
-        if !done.is_current(&self.feed) {
+        // Rights and tables are told by a log that goes on.
+        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
+        let feed = feed.ok_or(SyncError::Expired)?;
+        rights::check(&feed, &self.identity, &done.head.topics)?;
+        if !done.is_current(&feed) {
             return Err(SyncError::Expired);
         }
         out.reserve(page.len() + page.len() / 8);
