@@ -156,10 +156,9 @@ impl Done {
 }
 
 /// An NDJSON answer under way. Each step reads one page; a reader that is slow or gone costs nothing
-/// between steps.
+/// between steps, and holds no log up that is over.
 #[derive(Debug)]
 pub struct FullStream {
-    /// A reader that takes its time holds no log open that is over.
     feed: Weak<Feed>,
     identity: Identity,
     shared: Arc<Shared>,
@@ -216,7 +215,9 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
-        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
+        // Rights and tables are told by a log that goes on.
+        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
+        let feed = feed.ok_or(FullError::Over)?;
         rights::check(&feed, &self.identity, &done.head.topics)?;
         if !done.is_current(&feed) {
             return Err(SyncError::Expired);

@@ -98,6 +98,11 @@ impl Connect {
 
     /// Connects without reading a frame; an answer that is no upgrade is `Error::Http`.
     pub(crate) async fn try_connect(self) -> Result<Device, Error> {
+        within("the WebSocket handshake", self.handshake()).await
+    }
+
+    /// Like [`Connect::try_connect`], however long it takes.
+    pub(crate) async fn handshake(self) -> Result<Device, Error> {
         let uri = format!("ws://{}/api/realtime/ws/{}{}", self.address, self.device, self.query);
         let mut request = uri.into_client_request()?;
         let protocols = match &self.token {
@@ -112,28 +117,30 @@ impl Connect {
         if let Some(address) = self.from {
             tcp.bind(SocketAddr::new(address, 0))?;
         }
-        within("the WebSocket handshake", async {
-            let tcp = tcp.connect(self.address).await?;
-            tcp.set_nodelay(true)?;
-            // A frame is as large as its row.
-            let mut config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-            if let Some(bytes) = self.read_buffer {
-                config = config.read_buffer_size(bytes).write_buffer_size(0);
-            }
-            let (socket, answer) = client_async_with_config(request, tcp, Some(config)).await?;
-            let protocol = answer.headers().get("sec-websocket-protocol");
-            assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
-            Ok(Device { socket, ready: VecDeque::new() })
-        })
-        .await
+        let tcp = tcp.connect(self.address).await?;
+        tcp.set_nodelay(true)?;
+        // A frame is as large as its row.
+        let mut config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        if let Some(bytes) = self.read_buffer {
+            config = config.read_buffer_size(bytes).write_buffer_size(0);
+        }
+        let (socket, answer) = client_async_with_config(request, tcp, Some(config)).await?;
+        let protocol = answer.headers().get("sec-websocket-protocol");
+        assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
+        Ok(Device { socket, ready: VecDeque::new() })
     }
 }
 
 impl Device {
     /// A device of a user, with a valid token.
     pub(crate) fn of(relay: &Relay, user: &str, device: &str) -> Connect {
+        Device::at(relay.address(), user, device)
+    }
+
+    /// The same at an address, behind which a relay may come and go.
+    pub(crate) fn at(address: SocketAddr, user: &str, device: &str) -> Connect {
         Connect {
-            address: relay.address(),
+            address,
             device: device.to_owned(),
             token: Some(token::user(user)),
             query: String::new(),

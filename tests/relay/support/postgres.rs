@@ -76,9 +76,10 @@ impl TestPostgres {
         refusal(&self.client().await, statements).await
     }
 
-    /// The programs of this version, such as `psql`.
+    /// The programs of this version, such as `psql`; the machine's own where a package is only a server.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.cluster.binaries().directory().join(name)
+        let own = self.cluster.binaries().directory().join(name);
+        if own.is_file() { own } else { PathBuf::from(name) }
     }
 
     /// The unix socket, for a proxy's upstream.
