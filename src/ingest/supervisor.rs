@@ -47,6 +47,8 @@ pub struct Ingest {
     streamed: bool,
     /// A log that was given up may still be open: its readers have been told and are about to let go.
     closing: bool,
+    /// The greatest commit time that a log before this one had: devices may ask by it.
+    greatest_before: i64,
 }
 
 /// Everything that one connection needs.
@@ -64,7 +66,10 @@ impl Ingest {
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false, closing: false }, receiver))
+        Ok((
+            Ingest { options, feed, progress, streamed: false, closing: false, greatest_before: i64::MIN },
+            receiver,
+        ))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -242,6 +247,7 @@ impl Ingest {
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
             self.closing = true;
+            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
         }
         if shutdown.run_until_cancelled(self.old_log_closed()).await.transpose()?.is_none() {
             return Ok(None);
@@ -322,7 +328,9 @@ impl Ingest {
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
         ];
         state.append(&mut router.all_rights_state());
-        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
+        // A clock that was set back must not make an older log's times ones that this log can answer.
+        let greatest_committed_at = greatest.max(fence_time).max(self.greatest_before);
+        let beginning = Beginning { epoch, start, greatest_committed_at, state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
