@@ -1,7 +1,7 @@
 //! The NDJSON form: page after page, up to where the log stood at the start.
 //!
 //! Each step reads one page and blocks on the disk; a reader that is slow or gone costs nothing
-//! between steps, and holds no log up that is over.
+//! between steps.
 
 use std::sync::{Arc, Weak};
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::answer::{Tail, write_change_lines, write_error_line};
 use super::error::SyncError;
+use super::full::FullError;
 use super::reading::Reading;
 use super::request::{MAX_LIMIT, SyncRequest};
 use super::{head, next_sync};
@@ -22,6 +23,7 @@ use crate::position::Position;
 /// With a `limit` it ends after one page, without at the log's end.
 #[derive(Debug)]
 pub struct SyncStream {
+    /// A reader that takes its time holds no log open that is over.
     feed: Weak<Feed>,
     reading: Reading,
     after: Position,
@@ -35,7 +37,8 @@ impl SyncStream {
     /// Everything that can be refused is refused here, with a status of its own. Blocks.
     pub fn open(feed: Arc<Feed>, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         let reading = Reading::begin(&feed, identity, request)?;
-        let (after, feed) = (reading.plan.after, Arc::downgrade(&feed));
+        let after = reading.plan.after;
+        let feed = Arc::downgrade(&feed);
         Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false, complete: false })
     }
 
@@ -66,8 +69,7 @@ impl SyncStream {
 
     fn write_page(&mut self, out: &mut Vec<u8>) -> Result<(), SyncError> {
         let limit = self.reading.request.limit;
-        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
-        let feed = feed.ok_or(SyncError::NotCaughtUp)?;
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
         let part = self.reading.part(&feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
         write_change_lines(&part.changes, self.reading.request.numbers_as_strings, out);
         self.total_changes += part.len();
