@@ -18,6 +18,7 @@ mod poller;
 mod progress;
 mod publication;
 mod reach;
+mod release;
 mod rights;
 mod rows;
 mod schema;

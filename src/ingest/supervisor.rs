@@ -14,6 +14,7 @@ use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE
 use super::poller::Poller;
 use super::progress::{Progress, State};
 use super::publication::Publishes;
+use super::release::released;
 use super::{IngestOptions, PUBLICATION, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
@@ -45,8 +46,8 @@ pub struct Ingest {
     progress: Arc<Progress>,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
-    /// A log that was given up may still be open: its readers have been told and are about to let go.
-    closing: bool,
+    /// The greatest commit time that a log before this one had: devices may ask by it.
+    greatest_before: i64,
 }
 
 /// Everything that one connection needs.
@@ -64,7 +65,7 @@ impl Ingest {
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false, closing: false }, receiver))
+        Ok((Ingest { options, feed, progress, streamed: false, greatest_before: i64::MIN }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -241,10 +242,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
-            self.closing = true;
-        }
-        if shutdown.run_until_cancelled(self.old_log_closed()).await.transpose()?.is_none() {
-            return Ok(None);
+            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
+            let released = released(old, &self.options.log);
+            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
+            released?;
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -264,22 +265,6 @@ impl Ingest {
             self.drop_unused_slot().await;
         }
         begun
-    }
-
-    /// Waits until the log that was given up is closed, before there is a slot that would hold WAL
-    /// meanwhile. All who read it end when its hub does; its last appends go to disk.
-    async fn old_log_closed(&mut self) -> Result<(), IngestError> {
-        let mut told = false;
-        while self.closing {
-            let options = self.options.log.clone();
-            let closed = tokio::task::spawn_blocking(move || FjallLog::is_closed(&options)).await;
-            self.closing =
-                !closed.map_err(|_| IngestError::Protocol("waiting for the old log was given up"))??;
-            if self.closing && !std::mem::replace(&mut told, true) {
-                tracing::warn!("the old log is still in use; the new one begins as soon as it is closed");
-            }
-        }
-        Ok(())
     }
 
     /// From a new slot to an open log; `None` on shutdown, which leaves the slot behind.
@@ -322,7 +307,9 @@ impl Ingest {
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
         ];
         state.append(&mut router.all_rights_state());
-        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
+        // A clock that was set back must not make an older log's times ones that this log can answer.
+        let greatest_committed_at = greatest.max(fence_time).max(self.greatest_before);
+        let beginning = Beginning { epoch, start, greatest_committed_at, state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
