@@ -13,7 +13,7 @@ use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
-use super::{IngestOptions, PUBLICATION, visibility};
+use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
@@ -42,6 +42,8 @@ pub struct Ingest {
     options: IngestOptions,
     feed: watch::Sender<Option<Arc<Feed>>>,
     progress: Arc<Progress>,
+    /// There is a log whose disk is too full to open it.
+    unopened: bool,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
 }
@@ -56,12 +58,17 @@ struct Connected {
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
     pub fn new(options: IngestOptions, progress: Arc<Progress>) -> Result<(Self, CurrentFeed), IngestError> {
-        let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
-            None => None,
+        let (feed, unopened) = match open_feed(&options) {
+            Ok(feed) => (feed, false),
+            Err(IngestError::Log(error)) if error.is_full() => {
+                tracing::error!(%error, "the log cannot be opened yet: its disk is full");
+                progress.set_log_trouble(Some(FjallLog::trouble_with(&options.log, &error)));
+                (None, true)
+            }
+            Err(error) => return Err(error),
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false }, receiver))
+        Ok((Ingest { options, feed, progress, unopened, streamed: false }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -85,12 +92,18 @@ impl Ingest {
                 });
             }
             let Err(error) = result else { continue };
-            if matches!(error, IngestError::Log(_)) || (!self.streamed && !error.is_transient()) {
+            if error.ends_the_log() || (!self.streamed && !error.is_transient()) {
                 return Err(error);
             }
             if streamed_now {
                 pause = BACKOFF_MIN;
             }
+            self.progress.set_log_trouble(match &error {
+                IngestError::Log(error) if error.is_full() => {
+                    Some(FjallLog::trouble_with(&self.options.log, error))
+                }
+                _ => None,
+            });
             let wait = if error.slot_in_use() {
                 self.progress.set_state(State::Waiting);
                 SLOT_RETRY
@@ -111,6 +124,13 @@ impl Ingest {
     }
 
     async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        if self.unopened {
+            let options = self.options.clone();
+            let opened = tokio::task::spawn_blocking(move || open_feed(&options)).await;
+            let feed = opened.map_err(|_| IngestError::Protocol("opening the log was given up"))??;
+            self.feed.send_replace(feed);
+            self.unopened = false;
+        }
         // Who waits for the slot asks for it twice a second, and all that time waits.
         if self.progress.state() != State::Waiting {
             self.progress.set_state(State::Connecting);
@@ -133,7 +153,11 @@ impl Ingest {
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let publication = connected.found.identity.publication;
         let (feed, router, stream, database) = match decision {
-            Decision::Resume => self.resume(connected).await?,
+            // A log that stalls is waited for.
+            Decision::Resume => match shutdown.run_until_cancelled(self.resume(connected)).await {
+                Some(resumed) => resumed?,
+                None => return Ok(()),
+            },
             Decision::Begin(why) => {
                 let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
                 begun
@@ -227,6 +251,11 @@ impl Ingest {
         why: &NewEpoch,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        // Before a slot is made for a log that there is no room for.
+        let options = self.options.log.clone();
+        tokio::task::spawn_blocking(move || FjallLog::has_room(&options))
+            .await
+            .map_err(|_| IngestError::Protocol("trying the disk was given up"))??;
         self.progress.set_state(State::Opening);
         if *why == NewEpoch::NoLog && connected.found.slot.is_none() {
             tracing::info!("beginning a log");
@@ -361,7 +390,9 @@ impl Ingest {
         let watching = visibility::watch(Arc::clone(&feed), database.another(), stop.clone());
         let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         self.progress.set_state(State::Streaming);
+        self.progress.set_log_trouble(None);
         self.streamed = true;
+        let log = Arc::clone(&feed.log);
         let driver = Driver::new(
             stream,
             feed,
@@ -375,7 +406,13 @@ impl Ingest {
             publication,
             status_interval,
         );
-        let result = driver.run(shutdown).await;
+        let result = tokio::select! {
+            result = driver.run(shutdown) => result,
+            () = stall::server_stops(log, Arc::clone(&self.progress), self.options.target.clone()) => {
+                Err(IngestError::ServerStops)
+            }
+            () = stall::end_waited_for(shutdown) => Err(IngestError::EndStalled),
+        };
         stop.cancel();
         drop((poller, watching));
         result
@@ -444,6 +481,12 @@ impl OpeningStream {
             }
         }
     }
+}
+
+/// The feed of the log that is there.
+fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
+    let log = FjallLog::open(&options.log)?;
+    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
 }
 
 fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {

@@ -8,6 +8,7 @@ mod crash;
 mod ddl;
 mod delivery;
 mod devices;
+mod disk;
 mod edge;
 mod events;
 mod full;
