@@ -23,6 +23,7 @@ mod rights;
 mod rows;
 mod schema;
 mod slot_watch;
+mod stall;
 mod supervisor;
 mod visibility;
 

@@ -15,7 +15,7 @@ use super::poller::Poller;
 use super::progress::{Progress, State};
 use super::publication::Publishes;
 use super::release::released;
-use super::{IngestOptions, PUBLICATION, visibility};
+use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
@@ -44,6 +44,8 @@ pub struct Ingest {
     options: IngestOptions,
     feed: watch::Sender<Option<Arc<Feed>>>,
     progress: Arc<Progress>,
+    /// There is a log whose disk is too full to open it.
+    unopened: bool,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
     /// The greatest commit time that a log before this one had: devices may ask by it.
@@ -60,12 +62,18 @@ struct Connected {
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
     pub fn new(options: IngestOptions, progress: Arc<Progress>) -> Result<(Self, CurrentFeed), IngestError> {
-        let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
-            None => None,
+        let (feed, unopened) = match open_feed(&options) {
+            Ok(feed) => (feed, false),
+            Err(IngestError::Log(error)) if error.is_full() => {
+                tracing::error!(%error, "the log cannot be opened yet: its disk is full");
+                progress.set_log_trouble(Some(FjallLog::trouble_with(&options.log, &error)));
+                (None, true)
+            }
+            Err(error) => return Err(error),
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false, greatest_before: i64::MIN }, receiver))
+        let greatest_before = i64::MIN;
+        Ok((Ingest { options, feed, progress, unopened, streamed: false, greatest_before }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -89,12 +97,18 @@ impl Ingest {
                 });
             }
             let Err(error) = result else { continue };
-            if matches!(error, IngestError::Log(_)) || (!self.streamed && !error.is_transient()) {
+            if error.ends_the_log() || (!self.streamed && !error.is_transient()) {
                 return Err(error);
             }
             if streamed_now {
                 pause = BACKOFF_MIN;
             }
+            self.progress.set_log_trouble(match &error {
+                IngestError::Log(error) if error.is_full() => {
+                    Some(FjallLog::trouble_with(&self.options.log, error))
+                }
+                _ => None,
+            });
             let wait = if error.slot_in_use() {
                 self.progress.set_state(State::Waiting);
                 SLOT_RETRY
@@ -115,6 +129,13 @@ impl Ingest {
     }
 
     async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        if self.unopened {
+            let options = self.options.clone();
+            let opened = tokio::task::spawn_blocking(move || open_feed(&options)).await;
+            let feed = opened.map_err(|_| IngestError::Protocol("opening the log was given up"))??;
+            self.feed.send_replace(feed);
+            self.unopened = false;
+        }
         // Who waits for the slot asks for it twice a second, and all that time waits.
         if self.progress.state() != State::Waiting {
             self.progress.set_state(State::Connecting);
@@ -137,7 +158,11 @@ impl Ingest {
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
         let (feed, router, stream, database) = match decision {
-            Decision::Resume => self.resume(connected).await?,
+            // A log that stalls is waited for.
+            Decision::Resume => match shutdown.run_until_cancelled(self.resume(connected)).await {
+                Some(resumed) => resumed?,
+                None => return Ok(()),
+            },
             Decision::Begin(why) => {
                 let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
                 begun
@@ -232,6 +257,11 @@ impl Ingest {
         why: &NewEpoch,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        // Before a slot is made for a log that there is no room for.
+        let options = self.options.log.clone();
+        tokio::task::spawn_blocking(move || FjallLog::has_room(&options))
+            .await
+            .map_err(|_| IngestError::Protocol("trying the disk was given up"))??;
         self.progress.set_state(State::Opening);
         if *why == NewEpoch::NoLog && connected.found.slot.is_none() {
             tracing::info!("beginning a log");
@@ -372,7 +402,9 @@ impl Ingest {
         let watching = visibility::watch(Arc::clone(&feed), database.another(), stop.clone());
         let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         self.progress.set_state(State::Streaming);
+        self.progress.set_log_trouble(None);
         self.streamed = true;
+        let log = Arc::clone(&feed.log);
         let driver = Driver::new(
             stream,
             feed,
@@ -386,7 +418,13 @@ impl Ingest {
             publication,
             status_interval,
         );
-        let result = driver.run(shutdown).await;
+        let result = tokio::select! {
+            result = driver.run(shutdown) => result,
+            () = stall::server_stops(log, Arc::clone(&self.progress), self.options.target.clone()) => {
+                Err(IngestError::ServerStops)
+            }
+            () = stall::end_waited_for(shutdown) => Err(IngestError::EndStalled),
+        };
         stop.cancel();
         drop((poller, watching));
         result
@@ -455,6 +493,12 @@ impl OpeningStream {
             }
         }
     }
+}
+
+/// The feed of the log that is there.
+fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
+    let log = FjallLog::open(&options.log)?;
+    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
 }
 
 fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {

@@ -9,6 +9,7 @@ mod crash;
 mod ddl;
 mod delivery;
 mod devices;
+mod disk;
 mod edge;
 mod events;
 mod full;
