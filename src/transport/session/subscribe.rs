@@ -15,6 +15,7 @@ use crate::sync::coverage::SyncCursor;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
 use crate::transport::protocol::{Answer, Closing, Envelope, KINDS, Request, spread, spread_after};
+use crate::transport::rate::Bucket;
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
@@ -88,6 +89,8 @@ impl Session {
                 let why = refusal("bad_message", "a snapshot brings all rows, so there is no cursor to give");
                 answer_refusal(r#ref.as_ref(), why, out);
             }
+            Request::Subscribe { cursor, snapshot, .. }
+                if (cursor.is_some() || snapshot) && !self.may_read_back(r#ref.as_ref(), out) => {}
             Request::Subscribe { topics, cursor, snapshot } => {
                 self.subscribe(r#ref, &topics, cursor.as_deref(), snapshot, out).await
             }
@@ -102,6 +105,19 @@ impl Session {
             Request::Ack { cursor } => self.ack(r#ref.as_ref(), &cursor, out),
         }
         Ok(())
+    }
+
+    /// What lies behind is read from the log, or from the database: for that a message takes from the
+    /// user's bucket, as a poll or a stream that begins there does.
+    fn may_read_back(&self, r#ref: Option<&Value>, out: &mut Vec<Frame>) -> bool {
+        let standing = self.relay.gate.rates.spend(Bucket::Polls, &self.identity.user);
+        let Some((standing, wait)) = standing.and_then(|standing| Some((standing, standing.retry_after()?)))
+        else {
+            return true;
+        };
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        out.push(Answer::not_now(r#ref, "rate_limited", standing.detail().to_owned(), wait).to_json().into());
+        false
     }
 
     async fn subscribe(
