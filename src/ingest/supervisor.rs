@@ -13,6 +13,7 @@ use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
+use super::publication::Publishes;
 use super::{IngestOptions, PUBLICATION, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
@@ -44,6 +45,8 @@ pub struct Ingest {
     progress: Arc<Progress>,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
+    /// A log that was given up may still be open: its readers have been told and are about to let go.
+    closing: bool,
 }
 
 /// Everything that one connection needs.
@@ -61,7 +64,7 @@ impl Ingest {
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false }, receiver))
+        Ok((Ingest { options, feed, progress, streamed: false, closing: false }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -131,7 +134,7 @@ impl Ingest {
         self.progress.restart_server_end(connected.found.server_end);
         let decision =
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
-        let publication = connected.found.identity.publication;
+        let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
             Decision::Begin(why) => {
@@ -145,7 +148,7 @@ impl Ingest {
     async fn connect(&self) -> Result<Connected, IngestError> {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
-        let (publication, slot) = opening::look(client, &self.options.slot).await?;
+        let (publication, publishes, slot) = opening::look(client, &self.options.slot).await?;
         let mut connection =
             ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
@@ -160,6 +163,7 @@ impl Ingest {
             slot: self.options.slot.clone(),
             timeline: system.timeline,
             publication,
+            publishes,
         };
         let found = Found { identity, server_end: system.xlogpos, switches, slot };
         if let Some(FoundSlot { foreign: Some(foreign), .. }) = &found.slot {
@@ -237,6 +241,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
+            self.closing = true;
+        }
+        if shutdown.run_until_cancelled(self.old_log_closed()).await.transpose()?.is_none() {
+            return Ok(None);
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -256,6 +264,22 @@ impl Ingest {
             self.drop_unused_slot().await;
         }
         begun
+    }
+
+    /// Waits until the log that was given up is closed, before there is a slot that would hold WAL
+    /// meanwhile. All who read it end when its hub does; its last appends go to disk.
+    async fn old_log_closed(&mut self) -> Result<(), IngestError> {
+        let mut told = false;
+        while self.closing {
+            let options = self.options.log.clone();
+            let closed = tokio::task::spawn_blocking(move || FjallLog::is_closed(&options)).await;
+            self.closing =
+                !closed.map_err(|_| IngestError::Protocol("waiting for the old log was given up"))??;
+            if self.closing && !std::mem::replace(&mut told, true) {
+                tracing::warn!("the old log is still in use; the new one begins as soon as it is closed");
+            }
+        }
+        Ok(())
     }
 
     /// From a new slot to an open log; `None` on shutdown, which leaves the slot behind.
@@ -341,7 +365,7 @@ impl Ingest {
         router: Router,
         stream: ReplicationStream,
         mut database: Database,
-        publication: u32,
+        publication: (u32, Publishes),
         shutdown: &CancellationToken,
     ) -> Result<(), IngestError> {
         let status_interval = status_interval(&mut database).await?;

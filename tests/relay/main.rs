@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod big;
+mod bounds;
 mod catalog;
 mod check;
 mod crash;
@@ -11,10 +12,12 @@ mod devices;
 mod edge;
 mod events;
 mod full;
+mod gaps;
 mod grants;
 mod guard;
 mod harness;
 mod keys;
+mod laws;
 mod openapi;
 mod oracle;
 mod partitions;

@@ -89,8 +89,6 @@ impl Session {
                 let why = refusal("bad_message", "a snapshot brings all rows, so there is no cursor to give");
                 answer_refusal(r#ref.as_ref(), why, out);
             }
-            Request::Subscribe { cursor, snapshot, .. }
-                if (cursor.is_some() || snapshot) && !self.may_read_back(r#ref.as_ref(), out) => {}
             Request::Subscribe { topics, cursor, snapshot } => {
                 self.subscribe(r#ref, &topics, cursor.as_deref(), snapshot, out).await
             }
@@ -105,19 +103,6 @@ impl Session {
             Request::Ack { cursor } => self.ack(r#ref.as_ref(), &cursor, out),
         }
         Ok(())
-    }
-
-    /// What lies behind is read from the log, or from the database: for that a message takes from the
-    /// user's bucket, as a poll or a stream that begins there does.
-    fn may_read_back(&self, r#ref: Option<&Value>, out: &mut Vec<Frame>) -> bool {
-        let standing = self.relay.gate.rates.spend(Bucket::Polls, &self.identity.user);
-        let Some((standing, wait)) = standing.and_then(|standing| Some((standing, standing.retry_after()?)))
-        else {
-            return true;
-        };
-        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        out.push(Answer::not_now(r#ref, "rate_limited", standing.detail().to_owned(), wait).to_json().into());
-        false
     }
 
     async fn subscribe(
@@ -148,10 +133,33 @@ impl Session {
                 }
             }
         }
+        if patterns.is_empty() {
+            return;
+        }
+        if let Some(bucket) = self.bucket_of(cursor, snapshot)
+            && let Some(standing) = self.relay.gate.rates.spend(bucket, &self.identity.user)
+            && let Some(wait) = standing.retry_after()
+        {
+            let (detail, wait) = (standing.detail().to_owned(), u64::try_from(wait.as_millis()));
+            let wait = wait.unwrap_or(u64::MAX);
+            out.push(Answer::not_now(r#ref.as_ref(), "rate_limited", detail, wait).to_json().into());
+            return;
+        }
         if snapshot {
             self.begin_snapshot(r#ref, patterns, out);
         } else {
             self.begin(r#ref, patterns, cursor, out).await;
+        }
+    }
+
+    /// What a subscription takes from: rows are read as by a full sync, and the log as by who resumes. From
+    /// here on is free.
+    fn bucket_of(&self, cursor: Option<Cursor>, snapshot: bool) -> Option<Bucket> {
+        let resumes = |cursor| self.feed.readable(cursor).is_ok_and(|from| from < self.position);
+        match (snapshot, cursor) {
+            (true, _) => Some(Bucket::Requests),
+            (false, Some(cursor)) if resumes(cursor) => Some(Bucket::Polls),
+            (false, _) => None,
         }
     }
 

@@ -8,49 +8,6 @@ use crate::support::relay::Setup;
 use crate::support::scene::{scene, scene_with};
 use crate::support::token;
 
-#[tokio::test]
-async fn what_lies_behind_is_read_as_often_as_a_user_may_poll() {
-    let few =
-        |setup: Setup| setup.env("ROWCAST_RATE_LIMIT_POLLS", "6").env("ROWCAST_RATE_LIMIT_WINDOW", "10m");
-    let (pg, relay) = scene_with(ORDERS, few).await;
-    pg.sql("INSERT INTO orders VALUES (1, 42)").await;
-    let mut device = Device::of(&relay, "42", "phone").connect().await;
-    let begun = device.subscribe(&["user:42:*"], None).await.cursor().unwrap();
-    pg.sql("INSERT INTO orders VALUES (2, 42)").await;
-    device.change().await;
-    let back = json!({"type": "subscribe", "topics": ["user:42:*"], "cursor": begun, "ref": "back"});
-    for _ in 0..3 {
-        device.send(&back).await;
-        device.until("caught_up").await;
-    }
-    device.send(&json!({"type": "subscribe", "topics": ["user:42:orders"], "snapshot": true})).await;
-    device.until("snapshot_end").await;
-    device.send(&back).await;
-    device.until("caught_up").await;
-    // The socket was one, and five more: now both are refused, and told when to come again.
-    for request in
-        [&back, &json!({"type": "subscribe", "topics": ["user:42:*"], "snapshot": true, "ref": "back"})]
-    {
-        device.send(request).await;
-        let error = device.expect_error("rate_limited").await;
-        let wait = error["retry_after_ms"].as_u64().unwrap();
-        assert!((50_000..=100_000).contains(&wait), "{error}");
-        assert_eq!((&error["retryable"], &error["ref"]), (&json!(true), &json!("back")));
-    }
-    // The session goes on as it was, and what costs nothing is not counted.
-    for _ in 0..10 {
-        device.subscribe(&["user:42:*"], None).await;
-        device.unsubscribe(&["user:42:orders"]).await;
-    }
-    pg.sql("INSERT INTO orders VALUES (3, 42)").await;
-    assert_eq!(device.change().await.key_text(), "{\"id\":3}");
-    assert_eq!(relay.metric(r#"rowcast_rate_limited_total{bucket="polls"}"#).await, Some(2.0));
-    // Another user's devices notice nothing.
-    let mut other = Device::of(&relay, "7", "phone").connect().await;
-    other.subscribe(&["user:7:*"], Some(&begun)).await;
-    other.until("caught_up").await;
-}
-
 /// An error without what it repeats of the request.
 fn bare(mut error: Value) -> Value {
     error.as_object_mut().unwrap().remove("topic");
