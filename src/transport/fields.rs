@@ -42,7 +42,7 @@ impl FromRequest<Arc<Relay>> for Fields {
             StatusCode::PAYLOAD_TOO_LARGE => ProblemResponse::bare(StatusCode::PAYLOAD_TOO_LARGE),
             _ => invalid("the request's body could not be read"),
         })?;
-        Ok(Fields(serde_json::from_slice(&body).map_err(SyncError::Body)?))
+        Ok(Fields(serde_json::from_slice(&body).map_err(|error| SyncError::body(&error))?))
     }
 }
 

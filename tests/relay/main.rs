@@ -26,6 +26,7 @@ mod poll;
 mod privacy;
 mod records;
 mod seam;
+mod security;
 mod serve;
 mod signin;
 mod slot;
