@@ -43,6 +43,7 @@ impl FullSync {
     ) -> Result<Served, SyncError> {
         let shared = self.find(identity, token)?;
         let Some(outcome) = shared.outcome(ANSWER_WAIT).await else {
+            shared.tell();
             return Ok(Served { body: building(&shared, token), completes_explicit: false, has_more: true });
         };
         let done = outcome.map_err(SyncError::Failed)?;
@@ -59,6 +60,9 @@ impl FullSync {
             page => page.unwrap_or_default(),
         };
         let tail = done.tail(token);
+        if tail.has_more {
+            shared.tell();
+        }
         let completes_explicit = shared.explicit && !tail.has_more;
         Ok(Served { body: done.json(&page, &tail), completes_explicit, has_more: tail.has_more })
     }
@@ -235,6 +239,7 @@ impl FullStream {
 
     /// Where to go on if the connection breaks, and how far the relay has read.
     fn write_progress(&self, out: &mut Vec<u8>) {
+        self.shared.tell();
         let rows = self.shared.rows.load(Ordering::Relaxed);
         out.extend_from_slice(
             format!("{{\"type\":\"progress\",\"cursor\":\"{}\",\"rows_read\":{rows}}}\n", self.token)
