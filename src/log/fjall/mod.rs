@@ -21,6 +21,8 @@
 
 mod codec;
 mod flusher;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod lookup;
 mod marks;
