@@ -5,6 +5,7 @@ mod big;
 mod bounds;
 mod catalog;
 mod check;
+mod corpus;
 mod crash;
 mod ddl;
 mod delivery;

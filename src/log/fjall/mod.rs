@@ -21,6 +21,8 @@
 
 mod codec;
 mod flusher;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod healing;
 mod journal;
 mod keys;
