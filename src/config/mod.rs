@@ -8,6 +8,8 @@
 
 mod check;
 mod development;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod mistake;
 mod setting;

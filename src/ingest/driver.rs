@@ -159,8 +159,15 @@ impl Driver {
     }
 
     async fn leave(mut self) -> Result<(), IngestError> {
-        self.feed.log.applied().await?;
-        self.feed.log.flush().await?;
+        let log = Arc::clone(&self.feed.log);
+        let flushing = async {
+            log.applied().await?;
+            log.flush().await
+        };
+        // A log that stalls is not waited for: PostgreSQL sends again what was not confirmed.
+        if let Ok(flushed) = tokio::time::timeout(CLOSE_GRACE, flushing).await {
+            flushed?;
+        }
         self.report(true).await?;
         Ok(self.stream.close(CLOSE_GRACE).await?)
     }

@@ -18,10 +18,12 @@ mod poller;
 mod progress;
 mod publication;
 mod reach;
+mod release;
 mod rights;
 mod rows;
 mod schema;
 mod slot_watch;
+mod stall;
 mod supervisor;
 mod visibility;
 

@@ -14,7 +14,8 @@ use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE
 use super::poller::Poller;
 use super::progress::{Progress, State};
 use super::publication::Publishes;
-use super::{IngestOptions, PUBLICATION, visibility};
+use super::release::released;
+use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
@@ -43,10 +44,12 @@ pub struct Ingest {
     options: IngestOptions,
     feed: watch::Sender<Option<Arc<Feed>>>,
     progress: Arc<Progress>,
+    /// There is a log whose disk is too full to open it.
+    unopened: bool,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
-    /// A log that was given up may still be open: its readers have been told and are about to let go.
-    closing: bool,
+    /// The greatest commit time that a log before this one had: devices may ask by it.
+    greatest_before: i64,
 }
 
 /// Everything that one connection needs.
@@ -59,12 +62,18 @@ struct Connected {
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
     pub fn new(options: IngestOptions, progress: Arc<Progress>) -> Result<(Self, CurrentFeed), IngestError> {
-        let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
-            None => None,
+        let (feed, unopened) = match open_feed(&options) {
+            Ok(feed) => (feed, false),
+            Err(IngestError::Log(error)) if error.is_full() => {
+                tracing::error!(%error, "the log cannot be opened yet: its disk is full");
+                progress.set_log_trouble(Some(FjallLog::trouble_with(&options.log, &error)));
+                (None, true)
+            }
+            Err(error) => return Err(error),
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false, closing: false }, receiver))
+        let greatest_before = i64::MIN;
+        Ok((Ingest { options, feed, progress, unopened, streamed: false, greatest_before }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -88,12 +97,18 @@ impl Ingest {
                 });
             }
             let Err(error) = result else { continue };
-            if matches!(error, IngestError::Log(_)) || (!self.streamed && !error.is_transient()) {
+            if error.ends_the_log() || (!self.streamed && !error.is_transient()) {
                 return Err(error);
             }
             if streamed_now {
                 pause = BACKOFF_MIN;
             }
+            self.progress.set_log_trouble(match &error {
+                IngestError::Log(error) if error.is_full() => {
+                    Some(FjallLog::trouble_with(&self.options.log, error))
+                }
+                _ => None,
+            });
             let wait = if error.slot_in_use() {
                 self.progress.set_state(State::Waiting);
                 SLOT_RETRY
@@ -114,6 +129,13 @@ impl Ingest {
     }
 
     async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        if self.unopened {
+            let options = self.options.clone();
+            let opened = tokio::task::spawn_blocking(move || open_feed(&options)).await;
+            let feed = opened.map_err(|_| IngestError::Protocol("opening the log was given up"))??;
+            self.feed.send_replace(feed);
+            self.unopened = false;
+        }
         // Who waits for the slot asks for it twice a second, and all that time waits.
         if self.progress.state() != State::Waiting {
             self.progress.set_state(State::Connecting);
@@ -136,7 +158,11 @@ impl Ingest {
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
         let (feed, router, stream, database) = match decision {
-            Decision::Resume => self.resume(connected).await?,
+            // A log that stalls is waited for.
+            Decision::Resume => match shutdown.run_until_cancelled(self.resume(connected)).await {
+                Some(resumed) => resumed?,
+                None => return Ok(()),
+            },
             Decision::Begin(why) => {
                 let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
                 begun
@@ -231,6 +257,11 @@ impl Ingest {
         why: &NewEpoch,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        // Before a slot is made for a log that there is no room for.
+        let options = self.options.log.clone();
+        tokio::task::spawn_blocking(move || FjallLog::has_room(&options))
+            .await
+            .map_err(|_| IngestError::Protocol("trying the disk was given up"))??;
         self.progress.set_state(State::Opening);
         if *why == NewEpoch::NoLog && connected.found.slot.is_none() {
             tracing::info!("beginning a log");
@@ -241,10 +272,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
-            self.closing = true;
-        }
-        if shutdown.run_until_cancelled(self.old_log_closed()).await.transpose()?.is_none() {
-            return Ok(None);
+            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
+            let released = released(old, &self.options.log);
+            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
+            released?;
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -264,22 +295,6 @@ impl Ingest {
             self.drop_unused_slot().await;
         }
         begun
-    }
-
-    /// Waits until the log that was given up is closed, before there is a slot that would hold WAL
-    /// meanwhile. All who read it end when its hub does; its last appends go to disk.
-    async fn old_log_closed(&mut self) -> Result<(), IngestError> {
-        let mut told = false;
-        while self.closing {
-            let options = self.options.log.clone();
-            let closed = tokio::task::spawn_blocking(move || FjallLog::is_closed(&options)).await;
-            self.closing =
-                !closed.map_err(|_| IngestError::Protocol("waiting for the old log was given up"))??;
-            if self.closing && !std::mem::replace(&mut told, true) {
-                tracing::warn!("the old log is still in use; the new one begins as soon as it is closed");
-            }
-        }
-        Ok(())
     }
 
     /// From a new slot to an open log; `None` on shutdown, which leaves the slot behind.
@@ -322,7 +337,9 @@ impl Ingest {
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
         ];
         state.append(&mut router.all_rights_state());
-        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
+        // A clock that was set back must not make an older log's times ones that this log can answer.
+        let greatest_committed_at = greatest.max(fence_time).max(self.greatest_before);
+        let beginning = Beginning { epoch, start, greatest_committed_at, state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
@@ -385,7 +402,9 @@ impl Ingest {
         let watching = visibility::watch(Arc::clone(&feed), database.another(), stop.clone());
         let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         self.progress.set_state(State::Streaming);
+        self.progress.set_log_trouble(None);
         self.streamed = true;
+        let log = Arc::clone(&feed.log);
         let driver = Driver::new(
             stream,
             feed,
@@ -399,7 +418,13 @@ impl Ingest {
             publication,
             status_interval,
         );
-        let result = driver.run(shutdown).await;
+        let result = tokio::select! {
+            result = driver.run(shutdown) => result,
+            () = stall::server_stops(log, Arc::clone(&self.progress), self.options.target.clone()) => {
+                Err(IngestError::ServerStops)
+            }
+            () = stall::end_waited_for(shutdown) => Err(IngestError::EndStalled),
+        };
         stop.cancel();
         drop((poller, watching));
         result
@@ -468,6 +493,12 @@ impl OpeningStream {
             }
         }
     }
+}
+
+/// The feed of the log that is there.
+fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
+    let log = FjallLog::open(&options.log)?;
+    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
 }
 
 fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {

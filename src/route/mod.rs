@@ -10,6 +10,8 @@
 //! table is answered by a mark, never by a guess.
 
 mod catalog;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod grants;
 mod leaves;
 mod message;

@@ -81,7 +81,7 @@ impl SyncError {
             SyncError::Expired => "full_sync_expired",
             SyncError::Full(error) => error.told().0,
             SyncError::NotCaughtUp => "not_caught_up",
-            SyncError::Log(LogError::Stopped(_)) => "unavailable",
+            SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => "unavailable",
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => "internal",
         }
     }
@@ -98,7 +98,7 @@ impl SyncError {
             SyncError::FullRequired(_) => 409,
             SyncError::Expired => 410,
             SyncError::Full(_) => 503,
-            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => 503,
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => 503,
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => 500,
         }
     }
@@ -125,7 +125,7 @@ impl SyncError {
             SyncError::NotGranted(topic) => problem.with("topic", topic.to_string()),
             SyncError::FullRequired(tables) => problem.with("tables", tables_with_reasons(tables)),
             SyncError::Full(error) => problem.retry_after(error.told().1),
-            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => {
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => {
                 problem.retry_after(RETRY_AFTER_SECONDS)
             }
             _ => problem,

@@ -1,7 +1,7 @@
 //! The NDJSON form: page after page, up to where the log stood at the start.
 //!
 //! Each step reads one page and blocks on the disk; a reader that is slow or gone costs nothing
-//! between steps, and holds no log up that is over.
+//! between steps.
 
 use std::sync::{Arc, Weak};
 
@@ -69,8 +69,7 @@ impl SyncStream {
 
     fn write_page(&mut self, out: &mut Vec<u8>) -> Result<(), SyncError> {
         let limit = self.reading.request.limit;
-        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
-        let feed = feed.ok_or(FullError::Over)?;
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
         let part = self.reading.part(&feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
         write_change_lines(&part.changes, self.reading.request.numbers_as_strings, out);
         self.total_changes += part.len();

@@ -55,6 +55,18 @@ async fn seeds_that_were_never_tried() {
     }
 }
 
+/// Everything breaks that can, one after the other.
+#[tokio::test]
+async fn a_seed_with_faults_that_is_always_tried() {
+    faults::run::run(101, &Fault::named("all"), "all").await;
+}
+
+#[tokio::test]
+async fn a_seed_with_faults_that_was_never_tried() {
+    // Asked for by name, faults are the other test's.
+    faults::run::run(Dice::seeded("oracle with faults").0, &Fault::named("all"), "all").await;
+}
+
 /// Devices of three users come, go, lag, resume and sync in every way while four connections write.
 async fn run(mut dice: Dice, seed: u64) {
     println!("oracle: SEED={seed}");

@@ -156,9 +156,10 @@ impl Done {
 }
 
 /// An NDJSON answer under way. Each step reads one page; a reader that is slow or gone costs nothing
-/// between steps, and holds no log up that is over.
+/// between steps.
 #[derive(Debug)]
 pub struct FullStream {
+    /// A reader that takes its time holds no log open that is over.
     feed: Weak<Feed>,
     identity: Identity,
     shared: Arc<Shared>,
@@ -215,9 +216,7 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
-        // Rights and tables are told by a log that goes on.
-        let feed = self.feed.upgrade().filter(|feed| !feed.hub.closed().is_cancelled());
-        let feed = feed.ok_or(FullError::Over)?;
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
         rights::check(&feed, &self.identity, &done.head.topics)?;
         if !done.is_current(&feed) {
             return Err(SyncError::Expired);

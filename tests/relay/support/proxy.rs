@@ -241,11 +241,15 @@ async fn join(
         rewriting,
     );
     tokio::select! {
-        _ = async { tokio::join!(to_server, to_client) } => {}
+        // One that breaks takes the other along, as a process that dies does.
+        _ = async { tokio::try_join!(to_server, to_client) } => {}
         // Also when the proxy is dropped.
         _ = state.wait_for(|state| state.cuts != made.cuts) => {}
     }
 }
+
+/// A direction that broke, or whose proxy is gone.
+struct Broken;
 
 /// Passes bytes one way until their end, then closes that direction.
 async fn pump(
@@ -255,35 +259,27 @@ async fn pump(
     mut state: watch::Receiver<State>,
     flow: impl Fn(&State) -> Flow,
     mut rewriting: Option<Rewriting>,
-) {
-    if to.write_all(&first).await.is_err() {
-        return;
-    }
+) -> Result<(), Broken> {
+    to.write_all(&first).await.map_err(|_| Broken)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let Ok(now) = state.wait_for(|state| flow(state) != Flow::Stalled).await.map(|now| flow(&now)) else {
-            return;
-        };
+        let now = state.wait_for(|state| flow(state) != Flow::Stalled).await.map(|now| flow(&now));
+        let now = now.map_err(|_| Broken)?;
         let share = match now {
             Flow::BytesPerSecond(rate) => (rate / 50).clamp(1, buffer.len()),
             Flow::Open | Flow::Stalled => buffer.len(),
         };
-        let Ok(length) = from.read(&mut buffer[..share]).await else { return };
+        let length = from.read(&mut buffer[..share]).await.map_err(|_| Broken)?;
         if length == 0 {
-            let _ = to.shutdown().await;
-            return;
+            return to.shutdown().await.map_err(|_| Broken);
         }
         // It may have stalled while nothing was there to read.
-        if state.wait_for(|state| flow(state) != Flow::Stalled).await.is_err() {
-            return;
-        }
-        let written = match &mut rewriting {
+        state.wait_for(|state| flow(state) != Flow::Stalled).await.map_err(|_| Broken)?;
+        match &mut rewriting {
             Some(rewriting) => to.write_all(&rewriting.pass(&buffer[..length])).await,
             None => to.write_all(&buffer[..length]).await,
-        };
-        if written.is_err() {
-            return;
         }
+        .map_err(|_| Broken)?;
         if let Flow::BytesPerSecond(_) = now {
             tokio::time::sleep(TICK).await;
         }

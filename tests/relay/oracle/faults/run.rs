@@ -15,7 +15,7 @@ use crate::support::writers::{A, B, C, D, G, MORE_TABLES, T, TABLES, Written, wr
 const WRITTEN: [Written; 6] = [A, B, C, D, G, T];
 const CONNECTIONS: usize = 4;
 /// Quiet points.
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 2;
 const GRANTS: &str = "user:{sub}:*,team:{sub}:*,global:*";
 
 /// Runs a seed: as many rounds, and up to three faults in each.

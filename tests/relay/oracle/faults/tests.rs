@@ -1,6 +1,8 @@
 //! Each fault by itself, where no other test has it: kills, stops and takeovers are in `crash` and
 //! `slot`, a track with transactions open across it in `tracking`, revocations in `grants`.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::Fault;
@@ -9,6 +11,7 @@ use crate::support::copy::Copy;
 use crate::support::device::Device;
 use crate::support::dice::Dice;
 use crate::support::http::Http;
+use crate::support::proxy::Flow;
 use crate::support::token;
 use crate::support::wait::eventually;
 
@@ -136,6 +139,57 @@ async fn links_with_devices_that_stall_and_slow_lose_nothing() {
         };
         tokio::join!(slow, write, read);
     }
+}
+
+/// A full sync that waits for a stream which lags holds no lock meanwhile: an application's DDL, and all
+/// that would queue behind it, goes on.
+#[tokio::test]
+async fn a_full_sync_that_waits_for_the_stream_makes_no_ddl_wait() {
+    let world = world().await;
+    world.link.set_changes(Flow::Stalled);
+    let reader = Reader::of(&world);
+    let ask = reader.http.request("POST", "/api/realtime/sync").json(&reader.body());
+    let syncing = tokio::spawn(ask.send());
+    eventually(RECOVERY, "a fence is committed", async || {
+        (world.relay.metric("rowcast_fences_total").await >= Some(1.0)).then_some(())
+    })
+    .await;
+    // Less than a fence is waited for.
+    world
+        .pg
+        .sql("SET lock_timeout = '2s'; ALTER TABLE orders ADD COLUMN added int DEFAULT 1; RESET lock_timeout")
+        .await;
+    world.link.set_changes(Flow::Open);
+    let answer = syncing.await.unwrap();
+    assert!([200, 503].contains(&answer.status), "{}", answer.text());
+    Reader::of(&world).equals(&world).await;
+}
+
+/// A time of the log before may lie ahead of the clock, and then among the times of the new one.
+#[tokio::test]
+async fn a_time_of_an_epoch_before_misses_nothing() {
+    let mut world = world().await;
+    world.link.jump_commit_times(7, Duration::from_secs(3600));
+    for number in 1..=3 {
+        world.pg.sql(&format!("INSERT INTO orders VALUES (1000 + {number}, 1, 0, 'before')")).await;
+    }
+    let mut reader = Reader::of(&world);
+    reader.equals(&world).await;
+    let page = reader.http.post("/api/realtime/sync", &reader.body()).await.expect_status(200).json();
+    let time = page["sync_timestamp"].clone();
+    world.suffer(Fault::DropSlot, &mut Dice(2)).await;
+    world.pg.sql("DELETE FROM orders WHERE id <= 3").await;
+    for number in 1..=60 {
+        world.pg.sql(&format!("INSERT INTO orders VALUES (2000 + {number}, 1, 0, 'after')")).await;
+    }
+    let mut other = Reader::of(&world);
+    other.equals(&world).await;
+    let mut body = Reader::of(&world).body();
+    body["last_sync_timestamp"] = time;
+    let pages = crate::support::copy::pages(&reader.http, &body).await;
+    reader.copy.apply_repeating(&pages);
+    reader.cursor = pages.last().map(|page| page.cursor.clone());
+    reader.equals(&world).await;
 }
 
 /// By timestamp, nothing is missed: what is asked for begins at the first commit that is as late.

@@ -127,7 +127,9 @@ impl World {
 
 /// Whether statements were run; `None` where someone else was in the way.
 async fn run_or_busy(client: &Client, statements: &str) -> Option<()> {
-    let Err(error) = client.batch_execute(&format!("BEGIN; {statements}; COMMIT")).await else {
+    let Err(error) =
+        client.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '2s'; {statements}; COMMIT")).await
+    else {
         return Some(());
     };
     let busy = error.code().is_some_and(|code| BUSY.contains(code));
