@@ -26,7 +26,7 @@ fn the_tests_that_hold_the_laws_exist() {
 }
 
 /// Whether a path of modules leads to a test, or to modules with tests.
-fn exists(folder: &Path, name: &str) -> bool {
+pub(crate) fn exists(folder: &Path, name: &str) -> bool {
     let (module, rest) = name.split_once("::").map_or((name, None), |(module, rest)| (module, Some(rest)));
     let files: [PathBuf; 2] = [folder.join(format!("{module}.rs")), folder.join(module).join("mod.rs")];
     let Some(text) = files.iter().find_map(|file| fs::read_to_string(file).ok()) else { return false };

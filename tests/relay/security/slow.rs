@@ -62,7 +62,7 @@ async fn a_request_has_so_long_to_be_there() {
     for (answer, took) in answers.into_iter().flat_map(|(sized, chunked)| [sized, chunked]).chain([extension])
     {
         assert!([503, 400].contains(statuses(&answer).first().unwrap_or(&400)), "{answer}");
-        assert!(took >= Duration::from_millis(1_900) && took < Duration::from_secs(10), "{took:?} {answer}");
+        assert!(took >= Duration::from_millis(1_900) && took < Duration::from_secs(15), "{took:?} {answer}");
     }
     assert_eq!(statuses(&stranger.0), [401]);
     // A poll may wait for as long, and one that waits longer is told to come again.
