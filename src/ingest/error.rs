@@ -49,6 +49,8 @@ pub enum IngestError {
     Silent(std::time::Duration),
     #[error("the publication was dropped, made again or altered")]
     PublicationChanged,
+    #[error("the hosts of database_url led to two different servers; asking again")]
+    TwoServers,
 }
 
 impl IngestError {
@@ -80,6 +82,7 @@ impl IngestError {
             IngestError::SlotInUse { .. }
             | IngestError::PublicationChanged
             | IngestError::Silent(_)
+            | IngestError::TwoServers
             | IngestError::Table(_) => true,
             IngestError::Log(_)
             | IngestError::Decode(_)
