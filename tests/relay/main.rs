@@ -13,6 +13,7 @@ mod edge;
 mod events;
 mod full;
 mod gaps;
+mod generated;
 mod grants;
 mod guard;
 mod harness;
