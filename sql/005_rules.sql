@@ -29,7 +29,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT coalesce(array_agg(relid ORDER BY level), '{}') FROM above;
 $$;
 
--- A table's columns in their order. Generated columns are not replicated and count for nothing here.
+-- A table's columns in their order. Generated ones leave only where they are named, and count for nothing here.
 CREATE OR REPLACE FUNCTION rowcast.table_columns(rel oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}')
@@ -40,6 +40,18 @@ CREATE OR REPLACE FUNCTION rowcast.generated_columns(rel oid) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}')
   FROM pg_attribute WHERE attrelid = rel AND attnum > 0 AND NOT attisdropped AND attgenerated <> '';
+$$;
+
+-- What may leave if it is named: the table's columns and, where Postgres can replicate them, those generated
+-- ones whose values are stored. From 18 on it can, by a column list, which a partitioned table's
+-- partitions do not share.
+CREATE OR REPLACE FUNCTION rowcast.sendable_columns(rel oid) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+  SELECT coalesce(array_agg(attname::text ORDER BY attnum), '{}')
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+  WHERE attrelid = rel AND attnum > 0 AND NOT attisdropped
+    AND (attgenerated = '' OR (attgenerated = 's' AND c.relkind = 'r' AND NOT c.relispartition
+      AND current_setting('server_version_num')::int >= 180000));
 $$;
 
 -- The key columns of an index, in its order, without what it only INCLUDEs and without expressions.
@@ -277,8 +289,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WHERE name IS NULL OR name <> ALL (rowcast.table_columns(rel) || rowcast.generated_columns(rel))
   UNION ALL
   SELECT '0A000', format('the column %s of %s is generated', quote_ident(name), rel::regclass),
-    'Postgres does not replicate generated columns.', 'Leave it out of columns and compute it on the device.'
-  FROM unnest(published) AS name WHERE name = ANY (rowcast.generated_columns(rel))
+    CASE
+      WHEN current_setting('server_version_num')::int < 180000 THEN 'Before version 18 Postgres does not replicate generated columns.'
+      WHEN (SELECT attgenerated FROM pg_attribute WHERE attrelid = rel AND attname = name) = 'v' THEN 'A virtual column has no value in the WAL.'
+      ELSE 'Postgres replicates generated columns by a column list, which partitions cannot have.'
+    END, 'Leave it out of columns and compute it on the device.'
+  FROM unnest(published) AS name
+  WHERE name = ANY (rowcast.generated_columns(rel)) AND name <> ALL (rowcast.sendable_columns(rel))
   UNION ALL
   SELECT '22023', format('columns names %s twice', quote_ident(name)), 'Each column leaves once.', 'Name it once.'
   FROM unnest(published) AS name WHERE name IS NOT NULL GROUP BY name HAVING count(*) > 1
@@ -294,8 +311,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     format('Leave it out: SELECT rowcast.track(%L, columns => %L);', rel::regclass,
       rowcast.lacking(coalesce(published, rowcast.table_columns(rel)), ARRAY[a.attname::text]))
   FROM pg_attribute a
-  WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-    AND (published IS NULL OR a.attname = ANY (published)) AND rowcast.type_fault(a.atttypid) IS NOT NULL;
+  WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
+    AND CASE WHEN published IS NULL THEN a.attgenerated = '' ELSE a.attname = ANY (published) END AND rowcast.type_fault(a.atttypid) IS NOT NULL;
 $$;
 
 -- All that keeps a table from being tracked in this way.

@@ -274,7 +274,7 @@ $$;
 -- which the relay keeps to itself. NULL is all.
 CREATE OR REPLACE FUNCTION rowcast.with_grants(rel oid, published text[]) RETURNS text[]
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-  SELECT array_agg(name ORDER BY n) FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n)
+  SELECT array_agg(name ORDER BY n) FROM unnest(rowcast.sendable_columns(rel)) WITH ORDINALITY AS t (name, n)
   WHERE published IS NOT NULL
     AND (name = ANY (published) OR EXISTS (SELECT FROM rowcast.grants g WHERE g.relid = rel AND name = ANY (g.columns)));
 $$;
@@ -362,7 +362,7 @@ BEGIN
   SELECT coalesce(array_agg(part) FILTER (WHERE action <> 'keep'), '{}') INTO changing
     FROM rowcast.choices(rel, templates, track.columns);
   SELECT array_agg(name ORDER BY n) INTO published
-    FROM unnest(rowcast.table_columns(rel)) WITH ORDINALITY AS t (name, n) WHERE name = ANY (track.columns);
+    FROM unnest(rowcast.sendable_columns(rel)) WITH ORDINALITY AS t (name, n) WHERE name = ANY (track.columns);
   IF changing = '{}' AND rowcast.is_current(rel, templates, published) THEN
     RETURN templates;
   END IF;

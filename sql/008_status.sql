@@ -107,15 +107,23 @@ CREATE OR REPLACE FUNCTION rowcast.slot_problems(slot name)
 RETURNS TABLE (problem text, mend text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
   WITH this AS (
-    SELECT s.*, pg_wal_lsn_diff(rowcast.wal_end(), s.restart_lsn)::bigint AS held, rowcast.slot_wal_limit() AS keep
+    SELECT s.*, pg_wal_lsn_diff(rowcast.wal_end(), s.restart_lsn)::bigint AS held, rowcast.slot_wal_limit() AS keep,
+      to_jsonb(s) ->> 'invalidation_reason' AS reason   -- 17 and later
     FROM pg_replication_slots s WHERE s.slot_name = slot
   ), oldest AS (
     SELECT pid, xact_start, usename FROM pg_stat_activity
     WHERE backend_xid IS NOT NULL AND xact_start < now() - interval '10 minutes' ORDER BY xact_start LIMIT 1
   )
   SELECT fault.problem, fault.mend FROM this LEFT JOIN oldest ON true CROSS JOIN LATERAL (VALUES
-    (this.wal_status = 'lost', 'Postgres threw away WAL that the relay had not read, or invalidated the slot',
-      'Start the relay: it makes a new slot by itself, and devices sync in full. Then raise max_slot_wal_keep_size.'),
+    (this.wal_status = 'lost', CASE coalesce(this.reason, 'wal_removed')
+        WHEN 'wal_removed' THEN 'Postgres threw away WAL that the relay had not read, or invalidated the slot'
+        ELSE format('Postgres invalidated the slot: %s', this.reason) END,
+      'Start the relay: it makes a new slot by itself, and devices sync in full. '
+        || CASE this.reason
+          WHEN 'idle_timeout' THEN 'Then raise idle_replication_slot_timeout, or set it to 0.'
+          WHEN 'rows_removed' THEN 'Then set hot_standby_feedback on standbys.'
+          WHEN 'wal_level_insufficient' THEN 'Keep wal_level at logical.'
+          ELSE 'Then raise max_slot_wal_keep_size.' END),
     (this.wal_status = 'unreserved', 'Postgres is about to throw away WAL that the relay has not read',
       'See why the relay lags; raise max_slot_wal_keep_size.'),
     (NOT this.active AND this.wal_status <> 'lost', 'nobody streams from it, and it holds WAL',
@@ -155,6 +163,10 @@ FROM (SELECT) AS one
 LEFT JOIN LATERAL (VALUES
   (current_setting('wal_level') <> 'logical', 'nothing can be streamed',
     'ALTER SYSTEM SET wal_level = logical; and a restart'),
+  (coalesce(current_setting('idle_replication_slot_timeout', true), '0') <> '0',
+    pg_catalog.format('idle_replication_slot_timeout is %s: a relay that is away for longer loses its slot, and devices sync in full',
+      current_setting('idle_replication_slot_timeout', true)),
+    'ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf(); and let max_slot_wal_keep_size bound what a slot keeps'),
   (current_setting('synchronous_standby_names') ~ '\*', 'the relay may be counted as a synchronous standby, and commits would wait for it',
     'Name the standbys in synchronous_standby_names instead of *.')
 ) AS fault (found, problem, mend) ON fault.found

@@ -142,12 +142,17 @@ impl Server {
     /// `Err(Some)`: it ended; `Err(None)`: it took too long.
     async fn until_ready(&mut self, launch: &Launch<'_>, begun: Instant) -> Result<(), Option<ExitStatus>> {
         let pid_file = launch.home.join("data/postmaster.pid");
+        // One that is told to follow a primary is open for queries as a standby.
+        let statuses: &[&str] = match launch.home.join("data/standby.signal").exists() {
+            true => &["ready", "standby"],
+            false => &["ready"],
+        };
         loop {
             // The process first: the file of one that has ended says nothing.
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(Some(status));
             }
-            if fs::read_to_string(&pid_file).is_ok_and(|text| says_ready(&text, self.pid())) {
+            if fs::read_to_string(&pid_file).is_ok_and(|text| says_ready(&text, self.pid(), statuses)) {
                 return Ok(());
             }
             if begun.elapsed() >= launch.timeout {
@@ -182,10 +187,10 @@ impl Drop for Server {
 }
 
 /// Whether the pid file says that this server accepts connections (its eighth line, as `pg_ctl` reads it).
-fn says_ready(pid_file: &str, pid: u32) -> bool {
+fn says_ready(pid_file: &str, pid: u32, statuses: &[&str]) -> bool {
     let mut lines = pid_file.lines();
     let ours = lines.next().is_some_and(|line| line.trim() == pid.to_string());
-    ours && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+    ours && lines.nth(6).is_some_and(|status| statuses.contains(&status.trim()))
 }
 
 /// Whether the server refused because another one, or what is left of it, has the data directory.
@@ -217,11 +222,13 @@ mod tests {
     #[test]
     fn a_server_is_ready_when_its_own_pid_file_says_so() {
         let file = |pid: u32, status: &str| format!("{pid}\n/data\n17\n5432\n/socket\n\n  1 2\n{status}\n");
-        assert!(says_ready(&file(7, "ready   "), 7));
-        assert!(!says_ready(&file(8, "ready   "), 7));
-        assert!(!says_ready(&file(7, "starting"), 7));
-        assert!(!says_ready(&file(7, "standby "), 7));
-        assert!(!says_ready("7\n/data\n", 7));
-        assert!(!says_ready("", 7));
+        let ready = |text: &str| says_ready(text, 7, &["ready"]);
+        assert!(ready(&file(7, "ready   ")));
+        assert!(!ready(&file(8, "ready   ")));
+        assert!(!ready(&file(7, "starting")));
+        assert!(!ready(&file(7, "standby ")));
+        assert!(says_ready(&file(7, "standby "), 7, &["ready", "standby"]));
+        assert!(!ready("7\n/data\n"));
+        assert!(!ready(""));
     }
 }

@@ -53,6 +53,8 @@ pub enum IngestError {
     EndStalled,
     #[error("the publication was dropped, made again or altered")]
     PublicationChanged,
+    #[error("the hosts of database_url led to two different servers; asking again")]
+    TwoServers,
 }
 
 impl IngestError {
@@ -91,6 +93,7 @@ impl IngestError {
             | IngestError::ServerStops
             | IngestError::EndStalled
             | IngestError::Silent(_)
+            | IngestError::TwoServers
             | IngestError::Table(_) => true,
             IngestError::Log(error) => error.is_transient(),
             IngestError::Decode(_)

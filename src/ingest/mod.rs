@@ -13,6 +13,7 @@
 mod assembly;
 mod driver;
 mod error;
+mod history;
 mod opening;
 mod poller;
 mod progress;
@@ -30,7 +31,8 @@ mod visibility;
 use std::time::Duration;
 
 pub use error::IngestError;
-pub use opening::{Decision, Found, Identity, NewEpoch, decide};
+pub use history::Identity;
+pub use opening::{Decision, Found, FoundSlot, Known, Lost, NewEpoch, Refused, decide};
 pub use progress::{Progress, State};
 pub use publication::Publishes;
 pub use slot_watch::SlotWatch;

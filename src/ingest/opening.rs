@@ -5,36 +5,23 @@
 //! then a wait until every transaction that ran then is over, then the catalog, then a fence; the fence
 //! is the oldest cursor (DESIGN: a new slot misses what commits while it is made).
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
 use super::PUBLICATION;
 use super::error::IngestError;
+use super::history::Identity;
 use super::publication::{self, Publishes};
 use super::rights;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::CatalogError;
 use crate::postgres::{catalog, tables};
 use crate::route::{Router, RouterState, Tracked};
-use crate::wal::TimelineSwitch;
 
 /// Name under which [`Identity`] stands in the log.
 pub(super) const STATE_IDENTITY: &str = "identity";
-
-/// Whose history a log holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    pub system_id: u64,
-    pub database: String,
-    pub slot: String,
-    pub timeline: u32,
-    /// The publication's oid: one made again is another one.
-    pub publication: u32,
-    #[serde(default)]
-    pub publishes: Publishes,
-}
 
 /// What the server says before streaming begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,15 +29,13 @@ pub struct Found {
     pub identity: Identity,
     /// How far the server's history reaches.
     pub server_end: Lsn,
-    /// The server's timelines before its present one.
-    pub switches: Vec<TimelineSwitch>,
     pub slot: Option<FoundSlot>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundSlot {
     pub confirmed: Option<Lsn>,
-    pub lost: bool,
+    pub lost: Option<Lost>,
     /// Who streams from it.
     pub holder: Option<String>,
     /// Kept in step on standbys; `None` where the server knows no such thing (before 17).
@@ -59,10 +44,42 @@ pub struct FoundSlot {
     pub foreign: Option<String>,
 }
 
+/// Why the server no longer streams from a slot, in its own word where it has one (17 and later).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost(pub Option<String>);
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.0.as_deref();
+        f.write_str("wal_status = lost")?;
+        word.map_or(Ok(()), |word| write!(f, ", {word}"))?;
+        f.write_str(match word {
+            Some("idle_timeout") => {
+                "): nobody streamed from it for longer than idle_replication_slot_timeout"
+            }
+            Some("rows_removed") => {
+                "): rows of the system's catalogs that it needed were removed; set hot_standby_feedback on standbys"
+            }
+            Some("wal_level_insufficient") => "): wal_level was not logical",
+            Some("wal_removed") | None => "): the server removed WAL that was still needed",
+            Some(_) => ")",
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     Resume,
     Begin(NewEpoch),
+    /// Nothing is done until someone has looked.
+    Refuse(Refused),
+}
+
+/// Why the server is not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    pub server: u32,
+    pub log: u32,
 }
 
 /// Why a log cannot be gone on with.
@@ -74,10 +91,8 @@ pub enum NewEpoch {
     OtherDatabase,
     #[error("the replication slot is gone")]
     SlotGone,
-    #[error(
-        "the replication slot was invalidated (wal_status = lost): the server removed WAL that was still needed"
-    )]
-    SlotLost,
+    #[error("the replication slot was invalidated ({0}")]
+    SlotLost(Lost),
     #[error(
         "the slot was confirmed up to {confirmed}, beyond the log's end at {end}: the log misses something"
     )]
@@ -92,28 +107,49 @@ pub enum NewEpoch {
     HistoryLost { server_end: Lsn, end: Lsn },
     #[error("the server moved to another timeline at {switch_point}, before the log's end at {end}")]
     TimelineSwitched { switch_point: Lsn, end: Lsn },
+    #[error(
+        "the server moved to another timeline at {switch_point}, and the relay had crashed: devices may have seen more than its log kept"
+    )]
+    TimelineSwitchedAfterCrash { switch_point: Lsn },
 }
 
-/// `log`: whose history the log holds, and its end (what readers may have seen).
-pub fn decide(log: Option<(&Identity, Lsn)>, found: &Found) -> Decision {
+/// What a log remembers.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub identity: Identity,
+    /// What readers may have seen.
+    pub end: Lsn,
+    /// The relay that wrote it last did not end in order, and this one has not streamed yet. Devices may
+    /// have seen a little more: where history goes on as it was, the server sends it again.
+    pub crashed: bool,
+}
+
+pub fn decide(log: Option<&Known>, found: &Found) -> Decision {
+    if let Some(known) = log
+        && known.identity.left(&found.identity)
+    {
+        return Decision::Refuse(Refused { server: found.identity.timeline, log: known.identity.timeline });
+    }
     match reason(log, found) {
         None => Decision::Resume,
         Some(reason) => Decision::Begin(reason),
     }
 }
 
-fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
-    let Some((known, end)) = log else { return Some(NewEpoch::NoLog) };
-    let now = &found.identity;
+fn reason(log: Option<&Known>, found: &Found) -> Option<NewEpoch> {
+    let Some(Known { identity: known, end, crashed }) = log else { return Some(NewEpoch::NoLog) };
+    let (now, end) = (&found.identity, *end);
     if (known.system_id, &known.database, &known.slot) != (now.system_id, &now.database, &now.slot) {
         return Some(NewEpoch::OtherDatabase);
     }
-    if known.timeline != now.timeline {
-        let switch = found.switches.iter().find(|switch| switch.timeline == known.timeline);
-        let switch_point = switch.map_or(Lsn::ZERO, |switch| switch.switch_point);
-        if switch_point < end {
+    match known.parts_from(now) {
+        Some(switch_point) if switch_point < end => {
             return Some(NewEpoch::TimelineSwitched { switch_point, end });
         }
+        Some(switch_point) if *crashed => {
+            return Some(NewEpoch::TimelineSwitchedAfterCrash { switch_point });
+        }
+        _ => {}
     }
     if found.server_end < end {
         return Some(NewEpoch::HistoryLost { server_end: found.server_end, end });
@@ -126,7 +162,7 @@ fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
     }
     match &found.slot {
         None => Some(NewEpoch::SlotGone),
-        Some(slot) if slot.lost => Some(NewEpoch::SlotLost),
+        Some(FoundSlot { lost: Some(lost), .. }) => Some(NewEpoch::SlotLost(lost.clone())),
         Some(FoundSlot { confirmed: Some(confirmed), .. }) if *confirmed > end => {
             Some(NewEpoch::Gap { confirmed: *confirmed, end })
         }
@@ -134,11 +170,19 @@ fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
     }
 }
 
+/// What [`look`] sees.
+pub(super) struct Looked {
+    /// The publication's oid.
+    pub(super) publication: u32,
+    pub(super) publishes: Publishes,
+    pub(super) slot: Option<FoundSlot>,
+    /// The server, to be compared with the one that streams: with several hosts it may be another.
+    pub(super) system_id: u64,
+    pub(super) timeline: u32,
+}
+
 /// Checks what has to be right on the server, and reads what [`decide`] needs of it.
-pub(super) async fn look(
-    client: &Client,
-    slot: &str,
-) -> Result<(u32, Publishes, Option<FoundSlot>), IngestError> {
+pub(super) async fn look(client: &Client, slot: &str) -> Result<Looked, IngestError> {
     let row = client
         .query_one(
             "SELECT pg_catalog.current_setting('server_version_num')::int4, pg_catalog.current_setting('wal_level'),
@@ -147,7 +191,11 @@ pub(super) async fn look(
                         WHERE g.rolname = 'rds_replication' AND pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'))
                      FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
                     pg_catalog.to_regclass('rowcast.tables') IS NOT NULL,
-                    pg_catalog.current_database()::text",
+                    pg_catalog.current_database()::text,
+                    (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+                    -- The control file's timeline is that of the last checkpoint.
+                    CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+                      ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::int4 END",
             &[],
         )
         .await?;
@@ -175,6 +223,7 @@ pub(super) async fn look(
     }
     let database: String = row.get(6);
     let schema = row.get::<_, bool>(5);
+    let (system_id, timeline) = (row.get::<_, i64>(7).cast_unsigned(), row.get::<_, i32>(8).cast_unsigned());
     // What it publishes can only be asked where the catalog is.
     let there = "SELECT FROM pg_catalog.pg_publication WHERE pubname = $1";
     if client.query_opt(there, &[&PUBLICATION]).await?.is_none() {
@@ -210,12 +259,14 @@ pub(super) async fn look(
     }
     let row = client
         .query_opt(
-            "SELECT s.confirmed_flush_lsn::text, s.wal_status = 'lost', s.plugin::text, s.database::text,
+            "SELECT s.confirmed_flush_lsn::text,
+                    s.wal_status = 'lost' OR coalesce((pg_catalog.to_jsonb(s) ->> 'conflicting')::bool, false), s.plugin::text, s.database::text,
                     pg_catalog.format('process %s', s.active_pid)
                       || coalesce(pg_catalog.format(' (%s)', pg_catalog.concat_ws(' ',
                            nullif(a.application_name, ''), 'at ' || pg_catalog.host(a.client_addr), 'as ' || a.usename)), ''),
                     s.active_pid IS NOT NULL,
-                    (pg_catalog.to_jsonb(s) ->> 'failover')::bool
+                    (pg_catalog.to_jsonb(s) ->> 'failover')::bool,
+                    pg_catalog.to_jsonb(s) ->> 'invalidation_reason'
              FROM pg_catalog.pg_replication_slots s
              LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
              WHERE s.slot_name = $1",
@@ -227,13 +278,14 @@ pub(super) async fn look(
         let ours = plugin.as_deref() == Some("pgoutput") && of.as_deref() == Some(&database);
         FoundSlot {
             confirmed: row.get::<_, Option<&str>>(0).and_then(|lsn| lsn.parse().ok()),
-            lost: row.get::<_, Option<bool>>(1).unwrap_or(false),
+            lost: row.get::<_, Option<bool>>(1).unwrap_or(false).then(|| Lost(row.get(7))),
             holder: row.get::<_, bool>(5).then(|| row.get(4)),
             failover: row.get(6),
             foreign: (!ours).then(|| format!("plugin {plugin:?}, database {of:?}")),
         }
     });
-    Ok((publication.oid, publication.publishes, slot))
+    let (publication, publishes) = (publication.oid, publication.publishes);
+    Ok(Looked { publication, publishes, slot, system_id, timeline })
 }
 
 /// The relay reads the catalog of its own release only: an older one may lack what it asks for, and what a
@@ -335,6 +387,7 @@ pub(super) async fn fence(client: &mut Client, id: &str) -> Result<i64, IngestEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::TimelineSwitch;
 
     fn identity(timeline: u32) -> Identity {
         Identity {
@@ -344,24 +397,29 @@ mod tests {
             timeline,
             publication: 3,
             publishes: Publishes::default(),
+            history: Vec::new(),
         }
     }
 
     fn found() -> Found {
         let slot = FoundSlot {
             confirmed: Some(Lsn::new(90)),
-            lost: false,
+            lost: None,
             holder: None,
             failover: None,
             foreign: None,
         };
-        Found { identity: identity(1), server_end: Lsn::new(200), switches: Vec::new(), slot: Some(slot) }
+        Found { identity: identity(1), server_end: Lsn::new(200), slot: Some(slot) }
+    }
+
+    fn known() -> Known {
+        Known { identity: identity(1), end: Lsn::new(100), crashed: false }
     }
 
     fn decided(change: impl FnOnce(&mut Found)) -> Decision {
         let mut found = found();
         change(&mut found);
-        decide(Some((&identity(1), Lsn::new(100))), &found)
+        decide(Some(&known()), &found)
     }
 
     #[test]
@@ -382,32 +440,54 @@ mod tests {
     fn a_broken_history_begins_anew() {
         let begins = |change: fn(&mut Found)| match decided(change) {
             Decision::Begin(why) => why,
-            Decision::Resume => panic!("resumed"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(decide(None, &found()), Decision::Begin(NewEpoch::NoLog));
         assert_eq!(begins(|found| found.identity.system_id = 8), NewEpoch::OtherDatabase);
         assert_eq!(begins(|found| found.slot = None), NewEpoch::SlotGone);
-        assert_eq!(
-            begins(|found| found.slot.as_mut().unwrap_or_else(|| panic!()).lost = true),
-            NewEpoch::SlotLost
-        );
+        let lost = begins(|found| {
+            found.slot.as_mut().unwrap_or_else(|| panic!()).lost = Some(Lost(Some("idle_timeout".into())))
+        });
+        assert!(matches!(lost, NewEpoch::SlotLost(_)));
+        let said = lost.to_string();
+        assert!(said.contains("(wal_status = lost, idle_timeout): nobody streamed"), "{said}");
         assert_eq!(begins(|found| found.identity.publication = 4), NewEpoch::PublicationChanged);
         assert!(matches!(begins(|found| found.server_end = Lsn::new(99)), NewEpoch::HistoryLost { .. }));
     }
 
+    fn promoted(at: u64) -> impl FnOnce(&mut Found) {
+        move |found: &mut Found| {
+            found.identity.timeline = 2;
+            found.identity.history = vec![TimelineSwitch { timeline: 1, switch_point: Lsn::new(at) }];
+        }
+    }
+
     #[test]
     fn a_timeline_counts_by_its_switch_point() {
-        let promoted = |at| {
-            move |found: &mut Found| {
-                found.identity.timeline = 2;
-                found.switches = vec![TimelineSwitch { timeline: 1, switch_point: Lsn::new(at) }];
-            }
-        };
         assert_eq!(decided(promoted(100)), Decision::Resume);
         assert!(matches!(decided(promoted(99)), Decision::Begin(NewEpoch::TimelineSwitched { .. })));
         assert!(matches!(
             decided(|found| found.identity.timeline = 2),
             Decision::Begin(NewEpoch::TimelineSwitched { .. })
         ));
+    }
+
+    #[test]
+    fn after_a_crash_nobody_knows_what_devices_saw_beyond_the_switch() {
+        let crashed = Known { crashed: true, ..known() };
+        assert_eq!(decide(Some(&crashed), &found()), Decision::Resume);
+        let mut found = found();
+        promoted(150)(&mut found);
+        let why = NewEpoch::TimelineSwitchedAfterCrash { switch_point: Lsn::new(150) };
+        assert_eq!(decide(Some(&crashed), &found), Decision::Begin(why));
+        assert_eq!(decide(Some(&known()), &found), Decision::Resume);
+    }
+
+    #[test]
+    fn a_former_primary_is_not_followed() {
+        let mut new = found();
+        promoted(100)(&mut new);
+        let log = Known { identity: new.identity, ..known() };
+        assert_eq!(decide(Some(&log), &found()), Decision::Refuse(Refused { server: 1, log: 2 }));
     }
 }

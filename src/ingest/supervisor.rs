@@ -10,7 +10,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::driver::{Driver, STATE_HORIZON, STATE_ROUTER, STATE_SHAPES};
 use super::error::IngestError;
-use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
+use super::history::Identity;
+use super::opening::{self, Decision, Found, FoundSlot, Known, NewEpoch, Refused, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
 use super::publication::Publishes;
@@ -19,7 +20,7 @@ use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
-use crate::log::{Beginning, FjallLog, Log};
+use crate::log::{Append, Beginning, FjallLog, Log, StateChange};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::postgres::Database;
@@ -28,6 +29,8 @@ use crate::timestamp::PgTimestamp;
 use crate::wal::pgoutput::{self, Message};
 use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
 
+/// Stands in the log while a relay streams into it. Found there at a start, it tells of a crash.
+const STATE_STREAMED: &str = "streamed";
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Between two questions for a slot that someone else has: who has it may go at any time, and taking over
@@ -50,6 +53,15 @@ pub struct Ingest {
     streamed: bool,
     /// The greatest commit time that a log before this one had: devices may ask by it.
     greatest_before: i64,
+    /// The log was left by a relay that did not end in order: what devices saw last may not be in it.
+    crash: Option<Crash>,
+}
+
+/// The server sends again what a crash took from the log.
+#[derive(Debug)]
+struct Crash {
+    /// All that devices can have seen lies before this: the server's end when it was first asked.
+    before: Option<Lsn>,
 }
 
 /// Everything that one connection needs.
@@ -71,9 +83,10 @@ impl Ingest {
             }
             Err(error) => return Err(error),
         };
+        let crash = crash_of(feed.as_ref())?;
         let (feed, receiver) = watch::channel(feed);
         let greatest_before = i64::MIN;
-        Ok((Ingest { options, feed, progress, unopened, streamed: false, greatest_before }, receiver))
+        Ok((Ingest { options, feed, progress, unopened, streamed: false, greatest_before, crash }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -91,10 +104,15 @@ impl Ingest {
             let streamed_now = self.streamed;
             self.streamed |= streamed_before;
             if shutdown.is_cancelled() {
-                return result.or_else(|error| {
+                if let Err(error) = result {
                     tracing::warn!(%error, "the last position could not be confirmed; the server will send again what follows the one before");
-                    Ok(())
-                });
+                }
+                // A log that stalls is not waited for.
+                let ended = tokio::time::timeout(CLOSE_GRACE, self.end_in_order()).await;
+                if let Err(error) = ended.unwrap_or(Err(IngestError::EndStalled)) {
+                    tracing::warn!(%error, "the log could not be ended in order; with a failover before the next start, a new epoch begins");
+                }
+                return Ok(());
             }
             let Err(error) = result else { continue };
             if error.ends_the_log() || (!self.streamed && !error.is_transient()) {
@@ -133,6 +151,7 @@ impl Ingest {
             let options = self.options.clone();
             let opened = tokio::task::spawn_blocking(move || open_feed(&options)).await;
             let feed = opened.map_err(|_| IngestError::Protocol("opening the log was given up"))??;
+            self.crash = crash_of(feed.as_ref())?;
             self.feed.send_replace(feed);
             self.unopened = false;
         }
@@ -146,24 +165,28 @@ impl Ingest {
         let connecting = self.connect();
         let Some(connected) = shutdown.run_until_cancelled(connecting).await else { return Ok(()) };
         let connected = connected?;
-        let known = match &*self.feed.borrow() {
-            Some(feed) => {
-                let identity: Option<Identity> = read_state(feed, STATE_IDENTITY)?;
-                identity.map(|identity| (identity, feed.watermark().lsn))
+        let known = self.known().await?;
+        let anew = match opening::decide(known.as_ref(), &connected.found) {
+            Decision::Resume => None,
+            Decision::Begin(why) => Some(why),
+            Decision::Refuse(Refused { server, log }) => {
+                return Err(IngestError::setup(
+                    format!(
+                        "the server is on timeline {server}, which the log left for timeline {log}: it is a former primary"
+                    ),
+                    "stop it or take it out of database_url; if it is meant to be the primary again, move the log's directory away",
+                ));
             }
-            None => None,
         };
         self.progress.restart_server_end(connected.found.server_end);
-        let decision =
-            opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
         let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
-        let (feed, router, stream, database) = match decision {
+        let (feed, router, stream, database) = match anew {
             // A log that stalls is waited for.
-            Decision::Resume => match shutdown.run_until_cancelled(self.resume(connected)).await {
+            None => match shutdown.run_until_cancelled(self.resume(connected)).await {
                 Some(resumed) => resumed?,
                 None => return Ok(()),
             },
-            Decision::Begin(why) => {
+            Some(why) => {
                 let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
                 begun
             }
@@ -171,27 +194,46 @@ impl Ingest {
         self.stream(feed, router, stream, database, publication, shutdown).await
     }
 
+    /// What the log remembers, once all that devices were sent is in it.
+    async fn known(&mut self) -> Result<Option<Known>, IngestError> {
+        let Some(feed) = self.feed.borrow().clone() else { return Ok(None) };
+        feed.log.applied().await?;
+        let identity: Option<Identity> = read_state(&feed, STATE_IDENTITY)?;
+        let end = feed.watermark().lsn;
+        self.crash.take_if(|crash| crash.before.is_some_and(|before| before <= end));
+        Ok(identity.map(|identity| Known { identity, end, crashed: self.crash.is_some() }))
+    }
+
+    /// Keeps in the log that it holds all that devices were sent.
+    async fn end_in_order(&mut self) -> Result<(), IngestError> {
+        // Neither where a crash before is not made good yet.
+        if self.known().await?.is_none_or(|known| known.crashed) {
+            return Ok(());
+        }
+        let Some(feed) = self.feed.borrow().clone() else { return Ok(()) };
+        submit_state(&feed, vec![(STATE_STREAMED.to_owned(), None)]).await
+    }
+
     async fn connect(&self) -> Result<Connected, IngestError> {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
-        let (publication, publishes, slot) = opening::look(client, &self.options.slot).await?;
+        let looked = opening::look(client, &self.options.slot).await?;
         let mut connection =
             ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
-        let switches = if system.timeline > 1 {
-            connection.timeline_history(system.timeline).await?
-        } else {
-            Vec::new()
-        };
+        if (looked.system_id, looked.timeline) != (system.system_id, system.timeline) {
+            return Err(IngestError::TwoServers);
+        }
         let identity = Identity {
             system_id: system.system_id,
             database: system.dbname,
             slot: self.options.slot.clone(),
             timeline: system.timeline,
-            publication,
-            publishes,
+            publication: looked.publication,
+            publishes: looked.publishes,
+            history: connection.timeline_history(system.timeline).await?,
         };
-        let found = Found { identity, server_end: system.xlogpos, switches, slot };
+        let found = Found { identity, server_end: system.xlogpos, slot: looked.slot };
         if let Some(FoundSlot { foreign: Some(foreign), .. }) = &found.slot {
             return Err(IngestError::setup(
                 format!("the replication slot {} belongs to something else ({foreign})", self.options.slot),
@@ -207,7 +249,7 @@ impl Ingest {
 
     /// Goes on where the log ends.
     async fn resume(
-        &self,
+        &mut self,
         mut connected: Connected,
     ) -> Result<(Arc<Feed>, Router, ReplicationStream, Database), IngestError> {
         let Some(feed) = self.feed.borrow().clone() else {
@@ -217,12 +259,10 @@ impl Ingest {
         feed.log.applied().await?;
         feed.log.flush().await?;
         let identity = serde_json::to_vec(&connected.found.identity)?;
-        let append = crate::log::Append {
-            state: vec![(STATE_IDENTITY.to_owned(), Some(identity))],
-            ..crate::log::Append::default()
-        };
-        if feed.log.submit(append)?.is_err() {
-            return Err(IngestError::Protocol("an empty queue refused an append"));
+        let streamed = (STATE_STREAMED.to_owned(), Some(Vec::new()));
+        submit_state(&feed, vec![(STATE_IDENTITY.to_owned(), Some(identity)), streamed]).await?;
+        if let Some(crash) = &mut self.crash {
+            crash.before.get_or_insert(connected.found.server_end);
         }
         self.keep_on_standbys(&mut connected).await?;
         let router = restored_router(&feed)?;
@@ -269,6 +309,7 @@ impl Ingest {
             tracing::error!(%why, "a new epoch begins: every device has to sync in full");
             metrics::counter!("rowcast_new_epochs_total").increment(1);
         }
+        self.crash = None;
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
@@ -335,6 +376,7 @@ impl Ingest {
             (STATE_IDENTITY.to_owned(), serde_json::to_vec(identity)?),
             (STATE_ROUTER.to_owned(), serde_json::to_vec(router.state())?),
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
+            (STATE_STREAMED.to_owned(), Vec::new()),
         ];
         state.append(&mut router.all_rights_state());
         // A clock that was set back must not make an older log's times ones that this log can answer.
@@ -501,6 +543,12 @@ fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> 
     log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
 }
 
+/// Whether the relay that wrote the log last did not end in order.
+fn crash_of(feed: Option<&Arc<Feed>>) -> Result<Option<Crash>, IngestError> {
+    let Some(feed) = feed else { return Ok(None) };
+    Ok(feed.log.state(STATE_STREAMED)?.map(|_| Crash { before: None }))
+}
+
 fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {
     let start = log.watermark().borrow().lsn;
     // A log that never kept one was written before there was a horizon: all of it is looked at again.
@@ -514,6 +562,17 @@ fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, 
     feed.rights.set_several_issuers(several_issuers);
     feed.rights.replace(router.all_rights());
     Ok(feed)
+}
+
+/// Keeps named values in the log, and waits until they are safe.
+async fn submit_state(feed: &Feed, state: Vec<StateChange>) -> Result<(), IngestError> {
+    // Everything accepted is applied, and one append is always taken by an empty queue.
+    feed.log.applied().await?;
+    if feed.log.submit(Append { state, ..Append::default() })?.is_err() {
+        return Err(IngestError::Protocol("an empty queue refused an append"));
+    }
+    feed.log.applied().await?;
+    Ok(feed.log.flush().await?)
 }
 
 fn restored_router(feed: &Feed) -> Result<Router, IngestError> {

@@ -1,5 +1,7 @@
 //! IDENTIFY_SYSTEM and TIMELINE_HISTORY: which log this is.
 
+use serde::{Deserialize, Serialize};
+
 use super::connection::{ReplicationConnection, field, single};
 use super::error::{During, WalError};
 use crate::lsn::Lsn;
@@ -16,7 +18,7 @@ pub struct SystemIdentity {
 }
 
 /// The end of an earlier timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineSwitch {
     /// The timeline that ended.
     pub timeline: u32,

@@ -226,6 +226,10 @@ async fn what_cannot_be_tracked_is_refused_with_a_way_out() {
     let before = (pg.value(publication).await, pg.value("SELECT count(*) FROM rowcast.tables").await);
     let mut wrong = Vec::new();
     for (arguments, state, texts) in REFUSALS {
+        // From 18 on a stored column may leave.
+        if arguments.contains("'total'") && pg.major() >= 18 {
+            continue;
+        }
         let statement = format!("SELECT rowcast.track({arguments})");
         let error = match client.batch_execute(&statement).await {
             Ok(()) => {

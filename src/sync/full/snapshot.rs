@@ -115,11 +115,11 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE c.oid = ANY ($1::pg_catalog.oid[])";
 
 const COLUMNS: &str = "
-SELECT a.attrelid, a.attname::text, a.atttypid,
+SELECT a.attrelid, a.attname::text, a.atttypid, a.attgenerated <> '' AS generated,
        (SELECT pg_catalog.array_position((i.indkey::pg_catalog.int2[])[0:i.indnkeyatts - 1], a.attnum)
           FROM pg_catalog.pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary) AS key_place
 FROM pg_catalog.pg_attribute a
-WHERE a.attrelid = ANY ($1::pg_catalog.oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+WHERE a.attrelid = ANY ($1::pg_catalog.oid[]) AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attrelid, a.attnum";
 
 const PLACE: &str = "
@@ -240,7 +240,11 @@ async fn tables(
         let mut key: Vec<(i32, String)> = Vec::new();
         for row in own {
             let name: String = row.get(1);
-            if let Some(place) = row.get::<_, Option<i32>>(3) {
+            // The stream has those that are named, and no others.
+            if row.get(3) && !tracked.columns.as_ref().is_some_and(|named| named.contains(&name)) {
+                continue;
+            }
+            if let Some(place) = row.get::<_, Option<i32>>(4) {
                 key.push((place, name.clone()));
             }
             let ty = types.get(&row.get::<_, u32>(2)).ok_or(SnapshotError::Moved)?;

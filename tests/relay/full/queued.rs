@@ -86,9 +86,9 @@ async fn a_full_answer_is_of_the_tables_as_they_are_tracked_at_its_turn() {
 /// An answer that waits for its device is not a place where a column is kept that was taken back.
 #[tokio::test]
 async fn a_full_answer_is_not_served_once_its_tables_are_tracked_otherwise() {
-    let (pg, relay) = scene_with(TABLES, |setup| setup).await;
-    pg.sql("INSERT INTO orders SELECT n, 1, repeat('taken back ', 80) FROM generate_series(2, 20000) n")
-        .await;
+    // There before the relay: what it would have to read of the stream first is not what this is about.
+    let many = "INSERT INTO orders SELECT n, 1, repeat('taken back ', 80) FROM generate_series(2, 20000) n";
+    let (pg, relay) = scene_with(&format!("{TABLES}; {many}"), |setup| setup).await;
     let (mut other, _) = listening(&relay, "2", "other").await;
     let mut device = Device::of(&relay, "1", "tablet").small_buffer().connect().await;
     let http = relay.http_as("1");

@@ -21,6 +21,7 @@
 //!   relay's rights.
 //! * [`proxy`]: a TCP proxy that cuts, stalls and slows.
 //! * [`tls`]: certificates, a cluster that shows them, and someone in between.
+//! * [`standby`]: a streaming standby of a cluster, and its promotion. [`versions`]: what only some servers have.
 //! * [`orders`]: the catalog and a small tracked table. [`follower`]: a device that comes back after every break.
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`dice`]: chance that can be repeated, by its seed.
@@ -50,8 +51,10 @@ pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod scene;
 pub(crate) mod stage;
+pub(crate) mod standby;
 pub(crate) mod tls;
 pub(crate) mod token;
+pub(crate) mod versions;
 pub(crate) mod wait;
 pub(crate) mod watchdog;
 pub(crate) mod writers;

@@ -38,7 +38,11 @@ impl TestPostgres {
 
     /// A cluster with settings of the test's own, or with TCP.
     pub(crate) async fn start_with(options: Options) -> Self {
-        let home = copy_template(&template().await);
+        Self::open(copy_data(&template().await.join("data")), options).await
+    }
+
+    /// A cluster on a data directory that is there already, in a home of its own.
+    pub(super) async fn open(home: PathBuf, options: Options) -> Self {
         let mut settings: Vec<(String, String)> = [
             ("shared_buffers", "16MB"),
             ("max_connections", "200"),
@@ -265,11 +269,11 @@ async fn template() -> PathBuf {
     template
 }
 
-/// A home of its own for one test, with a copy of the template's data.
-fn copy_template(template: &Path) -> PathBuf {
+/// A home of its own for one cluster, with a copy of the data of one that does not run.
+pub(super) fn copy_data(data: &Path) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let home = template.with_file_name(format!("{}-{number}", std::process::id()));
+    let home = base().join(format!("{}-{number}", std::process::id()));
     // What an earlier process of that id may have left.
     let _ = fs::remove_dir_all(&home);
     fs::create_dir(&home).unwrap();
@@ -279,7 +283,7 @@ fn copy_template(template: &Path) -> PathBuf {
     if cfg!(target_os = "linux") {
         copy.arg("--reflink=auto");
     }
-    let status = copy.arg(template.join("data")).arg(&home).status().unwrap();
-    assert!(status.success(), "copying the template: {status}");
+    let status = copy.arg(data).arg(&home).status().unwrap();
+    assert!(status.success(), "copying {}: {status}", data.display());
     home
 }
