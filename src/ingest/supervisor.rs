@@ -8,23 +8,24 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::driver::{Driver, STATE_HORIZON, STATE_ROUTER, STATE_SHAPES};
+use super::driver::{Driver, STATE_ROUTER, STATE_SHAPES};
 use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
+use super::opening_stream::OpeningStream;
 use super::poller::Poller;
 use super::progress::{Progress, State};
+use super::release::released;
+use super::resuming::{open_feed, read_state, restored_router};
 use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
-use crate::log::{Beginning, FjallLog, Log};
+use crate::log::{Beginning, FjallLog};
 use crate::lsn::Lsn;
-use crate::position::Position;
 use crate::postgres::Database;
-use crate::route::{LogicalMessage, MemberChange, PREFIX, Router, RouterState, STATE_GRANT, STATE_REVOKED};
+use crate::route::Router;
 use crate::timestamp::PgTimestamp;
-use crate::wal::pgoutput::{self, Message};
-use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
+use crate::wal::{ReplicationConnection, ReplicationStream};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -266,6 +267,9 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
+            if shutdown.run_until_cancelled(released(old)).await.is_none() {
+                return Ok(None);
+            }
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -419,107 +423,8 @@ impl Ingest {
     }
 }
 
-/// The stream before the log's beginning: only changes of the catalog and of rights count.
-struct OpeningStream {
-    stream: ReplicationStream,
-    router: Router,
-}
-
-impl OpeningStream {
-    /// Waits until everything that committed before now is visible. The server hears of us meanwhile;
-    /// what it sends waits on the way.
-    async fn serve_while_settling(&mut self, database: &mut Database) -> Result<(), IngestError> {
-        let interval = status_interval(database).await?;
-        let settling = opening::settle(database.client().await?);
-        tokio::pin!(settling);
-        loop {
-            tokio::select! {
-                settled = &mut settling => return settled,
-                () = tokio::time::sleep(interval) => self.stream.send_status(StandbyStatus::default()).await,
-            }
-        }
-    }
-
-    /// Reads up to the fence; gives the end of its transaction and its commit time.
-    async fn until_fence(&mut self, id: &str) -> Result<(Lsn, i64), IngestError> {
-        let (mut xid, mut met, mut committed_at) = (0, false, 0);
-        loop {
-            let body = match self.stream.next().await? {
-                Frame::XLogData(data) => data.body,
-                Frame::Keepalive(keepalive) => {
-                    if keepalive.reply_requested {
-                        self.stream.send_status(StandbyStatus::default()).await;
-                    }
-                    continue;
-                }
-            };
-            match pgoutput::decode(body)? {
-                Message::Begin(begin) => (xid, committed_at) = (begin.xid, begin.commit_time.unix_micros()),
-                Message::Relation(relation) => self.router.relation(relation),
-                Message::Insert(insert) => {
-                    self.router.before_beginning(insert.relid, MemberChange::Insert(&insert.new))?;
-                }
-                Message::Update(update) => {
-                    let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
-                    self.router.before_beginning(update.relid, change)?;
-                }
-                Message::Delete(delete) => {
-                    self.router.before_beginning(delete.relid, MemberChange::Delete(&delete.old))?;
-                }
-                Message::Truncate(truncate) => {
-                    for relid in &truncate.relids {
-                        self.router.table_truncated(*relid);
-                        self.router.truncate_catalog(*relid, Position::ZERO);
-                    }
-                }
-                Message::Message(message) if message.transactional && message.prefix == PREFIX => {
-                    let opened = self.router.secret().open(xid, &message.content);
-                    met |= matches!(opened, Ok(LogicalMessage::Fence(other)) if other == id);
-                }
-                Message::Commit(commit) if met => return Ok((commit.end_lsn, committed_at)),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// The feed of the log that is there.
-fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
-    let log = FjallLog::open(&options.log)?;
-    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
-}
-
-fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {
-    let start = log.watermark().borrow().lsn;
-    // A log that never kept one was written before there was a horizon: all of it is looked at again.
-    let at = match log.state(STATE_HORIZON)? {
-        Some(at) => serde_json::from_slice(&at)?,
-        None => log.oldest(),
-    };
-    let feed = Feed::new(log, start, Horizon::resumed(at, start));
-    let router = restored_router(&feed)?;
-    feed.set_directory(router.state());
-    feed.rights.set_several_issuers(several_issuers);
-    feed.rights.replace(router.all_rights());
-    Ok(feed)
-}
-
-fn restored_router(feed: &Feed) -> Result<Router, IngestError> {
-    let state: RouterState = read_state(feed, STATE_ROUTER)?.unwrap_or_default();
-    let mut router = Router::new(state);
-    let kept = feed.log.states(STATE_GRANT)?.into_iter().chain(feed.log.states(STATE_REVOKED)?);
-    router.restore_rights(kept)?;
-    router.reserve_shapes(read_state::<u32>(feed, STATE_SHAPES)?.unwrap_or(0));
-    Ok(router)
-}
-
-fn read_state<T: serde::de::DeserializeOwned>(feed: &Feed, name: &str) -> Result<Option<T>, IngestError> {
-    let bytes = feed.log.state(name)?;
-    Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?)
-}
-
 /// A third of the time after which the server gives up on us.
-async fn status_interval(database: &mut Database) -> Result<Duration, IngestError> {
+pub(super) async fn status_interval(database: &mut Database) -> Result<Duration, IngestError> {
     let row = database
         .client()
         .await?

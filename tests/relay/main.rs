@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod big;
+mod bounds;
 mod catalog;
 mod check;
 mod crash;
@@ -12,6 +13,7 @@ mod disk;
 mod edge;
 mod events;
 mod full;
+mod gaps;
 mod grants;
 mod guard;
 mod harness;

@@ -6,6 +6,7 @@
 
 mod calls;
 mod traveller;
+mod weather;
 mod wish;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::support::postgres::{TestPostgres, explain};
 use crate::support::scene::scene_with;
 use crate::support::writers::{A, B, C, D, G, MORE_TABLES, T, TABLES, Written, write_all};
 use traveller::{Done, Traveller};
+use weather::Weather;
 use wish::Wish;
 
 const WRITTEN: [Written; 6] = [A, B, C, D, G, T];
@@ -54,21 +56,22 @@ async fn run(mut dice: Dice, seed: u64) {
         setup.env("ROWCAST_GRANTS", GRANTS).env("ROWCAST_OUTBOX_SIZE", "16KiB")
     })
     .await;
-    let (relay, over) = (Arc::new(relay), Arc::new(AtomicBool::new(false)));
+    let (address, over) = (relay.address(), Arc::new(AtomicBool::new(false)));
     let mut travellers = Vec::new();
     for user in ["1", "2", "3"] {
         for device in ["a", "b"] {
             let wish = Wish::of(user, &mut dice);
-            travellers.push(Traveller::start(&relay, user, device, wish, Dice(dice.next())).await);
+            let dice = Dice(dice.next());
+            travellers.push(Traveller::start(address, Weather::Calm, user, device, wish, dice).await);
         }
     }
     let travelling: Vec<_> = travellers
         .into_iter()
         .map(|mut traveller| {
-            let (relay, over) = (Arc::clone(&relay), Arc::clone(&over));
+            let over = Arc::clone(&over);
             tokio::spawn(async move {
                 while !over.load(Ordering::Relaxed) {
-                    traveller.act(&relay).await;
+                    traveller.act().await;
                 }
                 traveller
             })
@@ -84,7 +87,10 @@ async fn run(mut dice: Dice, seed: u64) {
     let mut done = Done::default();
     for traveller in travelling {
         let mut traveller = traveller.await.unwrap_or_else(|error| panic!("SEED={seed}: {error}"));
-        traveller.arrive(&pg, &relay).await;
+        traveller.arrive(&pg).await;
+        for (table, query) in traveller.wish.queries() {
+            traveller.copy.assert_equals(&pg, &table, &query).await;
+        }
         done += traveller.done();
     }
     println!("oracle: SEED={seed}: {done:?}");

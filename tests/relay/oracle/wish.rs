@@ -7,8 +7,10 @@ use crate::support::dice::Dice;
 /// Topics, and for each table the rows that they are.
 #[derive(Debug, Clone)]
 pub(super) struct Wish {
+    /// As in a topic.
+    segment: String,
     pub(super) topics: Vec<String>,
-    pub(super) rows: Vec<(&'static str, String)>,
+    rows: Vec<(String, String)>,
 }
 
 impl Wish {
@@ -21,7 +23,7 @@ impl Wish {
             _ => &["user:U:a", "team:U:d", "user:U:c", "user:U:t", "user:U:mark"],
         };
         let topics: Vec<String> = patterns.iter().map(|pattern| pattern.replace('U', user)).collect();
-        let wish = Wish { topics, rows: Vec::new() };
+        let wish = Wish { segment: user.to_owned(), topics, rows: Vec::new() };
         let mut rows = Vec::new();
         for (table, audience, condition) in [
             ("a", "user", "user_id = U"),
@@ -32,23 +34,35 @@ impl Wish {
             ("t", "user", "user_id = U"),
         ] {
             if wish.covers(&format!("{audience}:{user}:{table}")) {
-                rows.push((table, condition.replace('U', user)));
+                rows.push((table.to_owned(), condition.replace('U', user)));
             }
         }
         if wish.covers("global:g") {
-            rows.push(("g", "true".to_owned()));
+            rows.push(("g".to_owned(), "true".to_owned()));
         }
         Wish { rows, ..wish }
     }
 
-    /// For each table the query of its rows.
-    pub(super) fn queries(&self) -> Vec<(&'static str, String)> {
-        let mut tables: Vec<_> = self.rows.iter().map(|(table, _)| *table).collect();
+    /// The user's topics, all of them.
+    pub(super) fn own(&self) -> String {
+        format!("user:{}:*", self.segment)
+    }
+
+    /// The topic of broadcasts that tell a device of this user how far it has come; every wish covers it.
+    pub(super) fn mark(&self) -> String {
+        format!("user:{}:mark", self.segment)
+    }
+
+    /// For each table, by the last segment of its topics, the query of its rows as the database is now. It
+    /// selects none of a table that is not tracked at the moment.
+    pub(super) fn queries(&self) -> Vec<(String, String)> {
+        let mut tables: Vec<_> = self.rows.iter().map(|(table, _)| table.clone()).collect();
         tables.dedup();
-        let query = |table| {
+        let query = |table: String| {
             let of_table = self.rows.iter().filter(|(known, _)| *known == table);
             let conditions: Vec<&str> = of_table.map(|(_, condition)| condition.as_str()).collect();
-            (table, format!("SELECT * FROM {table} WHERE {}", conditions.join(" OR ")))
+            let query = format!("SELECT * FROM {table} WHERE {}", conditions.join(" OR "));
+            (table, query)
         };
         tables.into_iter().map(query).collect()
     }
