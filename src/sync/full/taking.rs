@@ -133,15 +133,22 @@ impl FullSync {
     }
 }
 
-/// Waits until readers of the log see everything up to a fence: a moment, unless the log stalls.
+/// Waits until readers of the log see everything up to a fence: a moment, and long only in a log whose disk
+/// is full or fails.
 async fn reached(feed: &Feed, fence: Fence, patience: Duration) -> Result<(), FullError> {
     let mut watermark = feed.log.watermark();
-    tokio::select! {
-        reached = watermark.wait_for(|watermark| watermark.lsn >= fence.end) => {
-            reached.map(drop).map_err(|_| FullError::Over)
+    loop {
+        tokio::select! {
+            reached = watermark.wait_for(|watermark| watermark.lsn >= fence.end) => {
+                return reached.map(drop).map_err(|_| FullError::Over);
+            }
+            () = feed.hub.closed().cancelled() => return Err(FullError::Over),
+            () = tokio::time::sleep(patience) => {
+                if let Some(trouble) = feed.log.trouble() {
+                    return Err(LogError::Stalled(trouble.what).into());
+                }
+            }
         }
-        () = feed.hub.closed().cancelled() => Err(FullError::Over),
-        () = tokio::time::sleep(patience) => Err(LogError::Stalled("its writer does not get on".into()).into()),
     }
 }
 
