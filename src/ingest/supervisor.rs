@@ -8,26 +8,26 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::driver::{Driver, STATE_HORIZON, STATE_ROUTER, STATE_SHAPES};
+use super::driver::{Driver, STATE_ROUTER, STATE_SHAPES};
 use super::error::IngestError;
 use super::history::Identity;
 use super::opening::{self, Decision, Found, FoundSlot, Known, NewEpoch, Refused, STATE_IDENTITY};
+use super::opening_stream::OpeningStream;
 use super::poller::Poller;
 use super::progress::{Progress, State};
 use super::publication::Publishes;
 use super::release::released;
+use super::resuming::{open_feed, read_state, restored_router};
 use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
-use crate::log::{Append, Beginning, FjallLog, Log, StateChange};
+use crate::log::{Append, Beginning, FjallLog, StateChange};
 use crate::lsn::Lsn;
-use crate::position::Position;
 use crate::postgres::Database;
-use crate::route::{LogicalMessage, MemberChange, PREFIX, Router, RouterState, STATE_GRANT, STATE_REVOKED};
+use crate::route::Router;
 use crate::timestamp::PgTimestamp;
-use crate::wal::pgoutput::{self, Message};
-use crate::wal::{Frame, ReplicationConnection, ReplicationStream, StandbyStatus};
+use crate::wal::{ReplicationConnection, ReplicationStream};
 
 /// Stands in the log while a relay streams into it. Found there at a start, it tells of a crash.
 const STATE_STREAMED: &str = "streamed";
@@ -473,95 +473,10 @@ impl Ingest {
     }
 }
 
-/// The stream before the log's beginning: only changes of the catalog and of rights count.
-struct OpeningStream {
-    stream: ReplicationStream,
-    router: Router,
-}
-
-impl OpeningStream {
-    /// Waits until everything that committed before now is visible. The server hears of us meanwhile;
-    /// what it sends waits on the way.
-    async fn serve_while_settling(&mut self, database: &mut Database) -> Result<(), IngestError> {
-        let interval = status_interval(database).await?;
-        let settling = opening::settle(database.client().await?);
-        tokio::pin!(settling);
-        loop {
-            tokio::select! {
-                settled = &mut settling => return settled,
-                () = tokio::time::sleep(interval) => self.stream.send_status(StandbyStatus::default()).await,
-            }
-        }
-    }
-
-    /// Reads up to the fence; gives the end of its transaction and its commit time.
-    async fn until_fence(&mut self, id: &str) -> Result<(Lsn, i64), IngestError> {
-        let (mut xid, mut met, mut committed_at) = (0, false, 0);
-        loop {
-            let body = match self.stream.next().await? {
-                Frame::XLogData(data) => data.body,
-                Frame::Keepalive(keepalive) => {
-                    if keepalive.reply_requested {
-                        self.stream.send_status(StandbyStatus::default()).await;
-                    }
-                    continue;
-                }
-            };
-            match pgoutput::decode(body)? {
-                Message::Begin(begin) => (xid, committed_at) = (begin.xid, begin.commit_time.unix_micros()),
-                Message::Relation(relation) => self.router.relation(relation),
-                Message::Insert(insert) => {
-                    self.router.before_beginning(insert.relid, MemberChange::Insert(&insert.new))?;
-                }
-                Message::Update(update) => {
-                    let change = MemberChange::Update { old: update.old.as_ref(), new: &update.new };
-                    self.router.before_beginning(update.relid, change)?;
-                }
-                Message::Delete(delete) => {
-                    self.router.before_beginning(delete.relid, MemberChange::Delete(&delete.old))?;
-                }
-                Message::Truncate(truncate) => {
-                    for relid in &truncate.relids {
-                        self.router.table_truncated(*relid);
-                        self.router.truncate_catalog(*relid, Position::ZERO);
-                    }
-                }
-                Message::Message(message) if message.transactional && message.prefix == PREFIX => {
-                    let opened = self.router.secret().open(xid, &message.content);
-                    met |= matches!(opened, Ok(LogicalMessage::Fence(other)) if other == id);
-                }
-                Message::Commit(commit) if met => return Ok((commit.end_lsn, committed_at)),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// The feed of the log that is there.
-fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
-    let log = FjallLog::open(&options.log)?;
-    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
-}
-
 /// Whether the relay that wrote the log last did not end in order.
 fn crash_of(feed: Option<&Arc<Feed>>) -> Result<Option<Crash>, IngestError> {
     let Some(feed) = feed else { return Ok(None) };
     Ok(feed.log.state(STATE_STREAMED)?.map(|_| Crash { before: None }))
-}
-
-fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {
-    let start = log.watermark().borrow().lsn;
-    // A log that never kept one was written before there was a horizon: all of it is looked at again.
-    let at = match log.state(STATE_HORIZON)? {
-        Some(at) => serde_json::from_slice(&at)?,
-        None => log.oldest(),
-    };
-    let feed = Feed::new(log, start, Horizon::resumed(at, start));
-    let router = restored_router(&feed)?;
-    feed.set_directory(router.state());
-    feed.rights.set_several_issuers(several_issuers);
-    feed.rights.replace(router.all_rights());
-    Ok(feed)
 }
 
 /// Keeps named values in the log, and waits until they are safe.
@@ -575,22 +490,8 @@ async fn submit_state(feed: &Feed, state: Vec<StateChange>) -> Result<(), Ingest
     Ok(feed.log.flush().await?)
 }
 
-fn restored_router(feed: &Feed) -> Result<Router, IngestError> {
-    let state: RouterState = read_state(feed, STATE_ROUTER)?.unwrap_or_default();
-    let mut router = Router::new(state);
-    let kept = feed.log.states(STATE_GRANT)?.into_iter().chain(feed.log.states(STATE_REVOKED)?);
-    router.restore_rights(kept)?;
-    router.reserve_shapes(read_state::<u32>(feed, STATE_SHAPES)?.unwrap_or(0));
-    Ok(router)
-}
-
-fn read_state<T: serde::de::DeserializeOwned>(feed: &Feed, name: &str) -> Result<Option<T>, IngestError> {
-    let bytes = feed.log.state(name)?;
-    Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?)
-}
-
 /// A third of the time after which the server gives up on us.
-async fn status_interval(database: &mut Database) -> Result<Duration, IngestError> {
+pub(super) async fn status_interval(database: &mut Database) -> Result<Duration, IngestError> {
     let row = database
         .client()
         .await?

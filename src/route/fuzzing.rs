@@ -202,7 +202,7 @@ impl Stream {
             fingerprint: format!("{relation:?}"),
             partitions: None,
         });
-        let fetch = TableFetch { info, joined_without_rows: false, insert_lsn: Lsn::ZERO };
+        let fetch = TableFetch { info, joined_without_rows: false, unpublished: None, insert_lsn: Lsn::ZERO };
         let _ = self.router.learn(relid, fetch, self.at);
     }
 }

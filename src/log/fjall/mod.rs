@@ -20,6 +20,7 @@
 //! Must not know: what a change means to anyone.
 
 mod codec;
+mod database;
 mod flusher;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -47,10 +48,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use self::database::failure_in;
 use self::marks::MarkSet;
 use self::shared::{Clock, Engine, Queued, Shared, lock};
 use self::spans::{Span, SpanInfo, Spans};
-use self::storage::{Applied, Storage, failure_in};
+use self::storage::{Applied, Storage};
 use self::trouble::Troubles;
 use self::writer::Writer;
 use super::{

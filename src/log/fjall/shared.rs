@@ -25,7 +25,7 @@ pub(super) type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 pub(super) type Shapes = HashMap<u32, Arc<Shape>>;
 
 /// How long a reader waits while the storage is opened anew.
-const REOPENING: Duration = Duration::from_secs(2);
+const REOPENING: Duration = Duration::from_secs(5);
 
 pub(super) struct Shared {
     /// `None` while it is opened anew.
@@ -226,6 +226,7 @@ impl Shared {
         });
         lock(&self.unflushed).stop = true;
         self.flush_wake.notify_all();
+        self.flushed_wake.notify_all();
         lock(&self.queue).closed = true;
         self.queue_wake.notify_all();
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use fjall::Keyspace;
 use serde::{Deserialize, Serialize};
 
-use super::storage::SPAN_MEMTABLE_BYTES;
+use super::database::SPAN_MEMTABLE_BYTES;
 use crate::position::Position;
 
 /// Into how many spans age and size are divided: what is kept beyond the limit is at most one of them.

@@ -80,6 +80,8 @@ impl FullError {
                 error,
                 SnapshotError::Locked { .. } | SnapshotError::Moved | SnapshotError::Connect(_)
             ),
+            // Told by the log itself, once.
+            FullError::Log(LogError::Stalled(_)) => false,
             FullError::Spool(SpoolError::Write { .. } | SpoolError::Read(_))
             | FullError::Log(_)
             | FullError::Record(_)

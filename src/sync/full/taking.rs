@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use crate::fence::Fence;
 use crate::horizon::Snapshot;
 use crate::hub::view;
 use crate::ingest;
+use crate::log::LogError;
 use crate::position::Position;
 use crate::postgres::Database;
 use crate::sync::page::Entry;
@@ -99,7 +101,7 @@ impl FullSync {
         // Before the fence is met: ingest may be behind, and an application's DDL must not wait for that.
         snapshot::close(client).await?;
         let fence = sent.met().await?;
-        reached(feed, fence).await?;
+        reached(feed, fence, self.options.fence_wait).await?;
         let keys = opened.tables.iter().map(|table| table.key().to_vec()).collect();
         Ok((Taken { after, seen: opened.snapshot, fence, keys }, spool, page))
     }
@@ -132,14 +134,22 @@ impl FullSync {
     }
 }
 
-/// Waits until readers of the log see everything up to a fence.
-async fn reached(feed: &Feed, fence: Fence) -> Result<(), FullError> {
+/// Waits until readers of the log see everything up to a fence: a moment, and long only in a log whose disk
+/// is full or fails.
+async fn reached(feed: &Feed, fence: Fence, patience: Duration) -> Result<(), FullError> {
     let mut watermark = feed.log.watermark();
-    tokio::select! {
-        reached = watermark.wait_for(|watermark| watermark.lsn >= fence.end) => {
-            reached.map(drop).map_err(|_| FullError::Over)
+    loop {
+        tokio::select! {
+            reached = watermark.wait_for(|watermark| watermark.lsn >= fence.end) => {
+                return reached.map(drop).map_err(|_| FullError::Over);
+            }
+            () = feed.hub.closed().cancelled() => return Err(FullError::Over),
+            () = tokio::time::sleep(patience) => {
+                if let Some(trouble) = feed.log.trouble() {
+                    return Err(LogError::Stalled(trouble.what).into());
+                }
+            }
         }
-        () = feed.hub.closed().cancelled() => Err(FullError::Over),
     }
 }
 

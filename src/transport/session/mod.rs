@@ -32,7 +32,7 @@ use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::feed::Feed;
 use crate::hub::{Item, Seat, Taken, timestamp};
-use crate::log::{Page, ReadError, ReadRequest};
+use crate::log::{LogError, Page, ReadError, ReadRequest};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::timestamp::PgTimestamp;
@@ -381,7 +381,10 @@ impl Session {
             Ok(Ok(page)) => Ok(Some(page)),
             Ok(Err(ReadError::TooOld { .. })) => Ok(None),
             Ok(Err(ReadError::Log(error))) => {
-                tracing::error!(%error, device = %self.reader.device, "a session could not read the log");
+                // Of a stalled log all sessions learn at once, and it tells it itself.
+                if !matches!(error, LogError::Stalled(_)) {
+                    tracing::error!(%error, device = %self.reader.device, "a session could not read the log");
+                }
                 Err(Closing::Restart { retry_after_ms: spread(1_000, 10_000) })
             }
             // The runtime is shutting down.
