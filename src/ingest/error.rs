@@ -51,7 +51,7 @@ pub enum IngestError {
     ServerStops,
     #[error("the log cannot be written, and the relay's end does not wait for it")]
     EndStalled,
-    #[error("the publication was dropped or made again")]
+    #[error("the publication was dropped, made again or altered")]
     PublicationChanged,
 }
 

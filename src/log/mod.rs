@@ -32,6 +32,8 @@ use crate::position::Position;
 use crate::topic::Audience;
 
 pub use self::fjall::FjallLog;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::fjall::fuzzing;
 
 /// What ingest hands over at once; applied as one atomic batch.
 #[derive(Debug, Clone, Default)]

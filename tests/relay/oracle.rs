@@ -5,6 +5,7 @@
 //! writer and device does; how they meet is the machine's.
 
 mod calls;
+mod faults;
 mod traveller;
 mod weather;
 mod wish;
@@ -18,6 +19,7 @@ use crate::support::dice::Dice;
 use crate::support::postgres::{TestPostgres, explain};
 use crate::support::scene::scene_with;
 use crate::support::writers::{A, B, C, D, G, MORE_TABLES, T, TABLES, Written, write_all};
+use faults::Fault;
 use traveller::{Done, Traveller};
 use weather::Weather;
 use wish::Wish;
@@ -41,11 +43,28 @@ async fn seeds_that_are_always_tried() {
 #[tokio::test]
 async fn seeds_that_were_never_tried() {
     let count = std::env::var("ROWCAST_ORACLE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let (faults, named) = Fault::asked();
     for _ in 0..count {
         let dice = Dice::seeded("oracle");
         let seed = dice.0;
+        if !faults.is_empty() {
+            faults::run::run(seed, &faults, &named).await;
+            continue;
+        }
         run(dice, seed).await;
     }
+}
+
+/// Everything breaks that can, one after the other.
+#[tokio::test]
+async fn a_seed_with_faults_that_is_always_tried() {
+    faults::run::run(101, &Fault::named("all"), "all").await;
+}
+
+#[tokio::test]
+async fn a_seed_with_faults_that_was_never_tried() {
+    // Asked for by name, faults are the other test's.
+    faults::run::run(Dice::seeded("oracle with faults").0, &Fault::named("all"), "all").await;
 }
 
 /// Devices of three users come, go, lag, resume and sync in every way while four connections write.

@@ -22,6 +22,8 @@
 mod codec;
 mod database;
 mod flusher;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod healing;
 mod journal;
 mod keys;
@@ -83,6 +85,12 @@ impl FjallLog {
     /// Begins a new log in the place of whatever is in the directory. Blocks.
     pub fn create(options: &LogOptions, beginning: Beginning) -> Result<Arc<FjallLog>, LogError> {
         Self::create_at(options, &beginning, Arc::new(system_time))
+    }
+
+    /// Whether nobody has the directory's log open, after a moment's wait for that: one that was dropped
+    /// here still brings its last appends to disk, and whoever reads it keeps it open. Blocks.
+    pub fn is_closed(options: &LogOptions) -> Result<bool, LogError> {
+        storage::is_free(&options.directory)
     }
 
     /// Whether there is room to begin a log, or to go on with one after its disk was full. Blocks.
