@@ -55,7 +55,7 @@ oracle: deps
 # Half an hour, 10,000 open files, some 5 GB of disk; the figures are printed. BOUNDS=sessions runs one of them.
 BOUNDS ?=
 test-bounds: deps
-	ROWCAST_TEST_BOUNDS=full $(CARGO) test --test relay -- bounds::$(BOUNDS) --test-threads=1 --nocapture
+	ROWCAST_TEST_BOUNDS=100 $(CARGO) test --test relay -- bounds::$(BOUNDS) --test-threads=1 --nocapture
 
 # The tests of the handoff, against a relay that forgets what a snapshot does not show: each must fail.
 MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated \
