@@ -142,5 +142,8 @@ impl World {
             SecondRelay => self.change_relays(dice).await,
         }
         self.recovered().await;
+        if matches!(fault, Rewrite | Track | LagBehindCatalog | Unpublish) {
+            self.compared().await;
+        }
     }
 }

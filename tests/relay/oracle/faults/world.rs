@@ -89,6 +89,21 @@ impl World {
         eventually(RECOVERY, &what, async || (self.relay.count_lines(ANEW) >= count).then_some(())).await;
     }
 
+    /// Waits until the relay has compared the tables that it knows with the database as it is now: DDL
+    /// shows in no other way.
+    pub(super) async fn compared(&self) {
+        const LOOKED: &str = "SELECT coalesce(max(query_start)::text, '') FROM pg_stat_activity
+            WHERE application_name = 'rowcast' AND query LIKE '%rowcast.grant_problems%'";
+        let mut seen = self.pg.value(LOOKED).await;
+        // The first had begun before; the third is asked for when the second was taken.
+        for _ in 0..3 {
+            seen = eventually(RECOVERY, "the relay looks at the database", async || {
+                Some(self.pg.value(LOOKED).await).filter(|now| *now != seen && !now.is_empty())
+            })
+            .await;
+        }
+    }
+
     /// The relay runs again; devices find it.
     pub(super) async fn start_relay(&mut self) {
         self.relay.start_again().await;
