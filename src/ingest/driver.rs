@@ -275,11 +275,13 @@ impl Driver {
             Append { transaction: Some(Arc::clone(&transaction)), watermark: Some(end), state, marks };
         let marked = !append.marks.is_empty();
         let committed_at = transaction.committed_at;
-        self.submit(append).await?;
-        self.feed.horizon.logged(transaction.xid, transaction.commit, end);
+        // Before the log can show this transaction: whoever reads past a `track` without knowing its table would
+        // vouch for rows that nobody was given.
         if changed {
             self.publish_tables();
         }
+        self.submit(append).await?;
+        self.feed.horizon.logged(transaction.xid, transaction.commit, end);
         match touched {
             None => self.feed.hub.publish(&transaction, end),
             Some(touched) => self.feed.hub.publish_parts(&touched, end),
