@@ -68,7 +68,13 @@ impl Traveller {
         }
         let last = &pages[pages.len() - 1];
         assert!(!last.cursor.starts_with("full."), "{}", last.cursor);
-        assert!(!forward || place(&last.cursor) >= place(&self.cursor), "a sync went back");
+        assert!(
+            !forward || place(&last.cursor) >= place(&self.cursor),
+            "a sync went back from {} to {}: {:?}",
+            self.cursor,
+            last.cursor,
+            pages.iter().map(|page| &page.tables).collect::<Vec<_>>()
+        );
         self.cursor = last.cursor.clone();
         self.time = last.sync_timestamp.clone();
         assert!(self.time.is_some() && last.consistent, "{last:?}");

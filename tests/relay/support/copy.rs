@@ -11,7 +11,7 @@ use super::frame::Change;
 use super::http::Http;
 use super::postgres::TestPostgres;
 
-/// Rows by table (the topic's last segment) and the key's text; records as they were sent.
+/// Rows by table (the topic's last segment, decoded) and the key's text; records as they were sent.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Copy {
     rows: BTreeMap<(String, String), String>,
@@ -51,7 +51,7 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(change.topic_table(), change, false);
+        self.put(&change.topic_table(), change, false);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
@@ -84,7 +84,7 @@ impl Copy {
 
     /// Puts rows of a snapshot into it.
     pub(crate) fn put_rows(&mut self, rows: &[Change]) {
-        rows.iter().for_each(|row| self.put(row.topic_table(), row, false));
+        rows.iter().for_each(|row| self.put(&row.topic_table(), row, false));
     }
 
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
@@ -110,8 +110,23 @@ impl Copy {
     /// Asserts that the copy of a table holds exactly the rows that `query` selects, as
     /// `row_to_json` prints them.
     pub(crate) async fn assert_equals(&self, postgres: &TestPostgres, table: &str, query: &str) {
-        let expected = rows_as_json(postgres, query).await;
-        assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
+        let differences = self.differences(postgres, table, query).await;
+        assert!(differences.is_empty(), "the copy of {table} is not what the database has:\n{differences}");
+    }
+
+    /// What the copy of a table holds and `query` does not select, and the other way round, a line each.
+    pub(crate) async fn differences(&self, postgres: &TestPostgres, table: &str, query: &str) -> String {
+        let (copied, expected) = (self.records(table), rows_as_json(postgres, query).await);
+        let lines = |of: &[String], other: &[String], what: &str| {
+            let lacking = of.iter().filter(|record| !other.contains(record));
+            lacking.map(|record| format!("  only in the {what}: {record}\n")).collect::<String>()
+        };
+        let mut differences = lines(&copied, &expected, "copy") + &lines(&expected, &copied, "database");
+        if differences.is_empty() && copied != expected {
+            differences =
+                format!("  {} rows in the copy, {} in the database\n", copied.len(), expected.len());
+        }
+        differences
     }
 
     fn put(&mut self, table: &str, change: &Change, repeats: bool) {
