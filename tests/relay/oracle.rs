@@ -11,6 +11,7 @@ mod owners;
 mod schema;
 mod statements;
 mod traveller;
+mod weather;
 mod wish;
 mod writing;
 
@@ -25,6 +26,7 @@ use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
 use schema::Schema;
 use traveller::{Done, Traveller};
+use weather::Weather;
 use wish::Wish;
 use writing::Writers;
 
@@ -59,19 +61,19 @@ async fn run(seed: u64) {
     let pg = database(&schema).await;
     // So that a device that lags is sent to the log.
     let relay = Relay::on(&pg).env("ROWCAST_GRANTS", GRANTS).env("ROWCAST_OUTBOX_SIZE", "16KiB");
-    let relay = Arc::new(relay.env("ROWCAST_FINGERPRINT_INTERVAL", "100ms").start().await);
+    let relay = relay.env("ROWCAST_FINGERPRINT_INTERVAL", "100ms").start().await;
     let mut travellers = Vec::new();
     for user in schema.owners.users {
         for device in ["a", "b"] {
-            let wish = Wish::of(&schema, user, &mut dice);
-            travellers.push(Traveller::start(&relay, user, device, wish, Dice(dice.next())).await);
+            let (address, wish) = (relay.address(), Wish::of(&schema, user, &mut dice));
+            let dice = Dice(dice.next());
+            travellers.push(Traveller::start(address, Weather::Calm, user, device, wish, dice).await);
         }
     }
     let writers = Writers::new(&schema, &pg.url());
     for round in 1..=ROUNDS {
         let over = Arc::new(AtomicBool::new(false));
-        let travelling: Vec<_> =
-            travellers.into_iter().map(|traveller| travel(traveller, &relay, &over)).collect();
+        let travelling: Vec<_> = travellers.into_iter().map(|traveller| travel(traveller, &over)).collect();
         writers.round(&mut dice, CONNECTIONS, TRANSACTIONS, round < ROUNDS).await;
         over.store(true, Ordering::Relaxed);
         travellers = Vec::new();
@@ -81,7 +83,7 @@ async fn run(seed: u64) {
         }
         schema.look(&pg.client().await).await.unwrap();
         for traveller in &mut travellers {
-            traveller.arrive(&pg, &relay).await;
+            traveller.arrive(&pg).await;
             for (table, query) in traveller.wish.queries() {
                 let differences = traveller.copy.differences(&pg, &table, &query).await;
                 assert!(
@@ -110,15 +112,11 @@ async fn database(schema: &Schema) -> TestPostgres {
     pg
 }
 
-fn travel(
-    mut traveller: Traveller,
-    relay: &Arc<Relay>,
-    over: &Arc<AtomicBool>,
-) -> tokio::task::JoinHandle<Traveller> {
-    let (relay, over) = (Arc::clone(relay), Arc::clone(over));
+fn travel(mut traveller: Traveller, over: &Arc<AtomicBool>) -> tokio::task::JoinHandle<Traveller> {
+    let over = Arc::clone(over);
     tokio::spawn(async move {
         while !over.load(Ordering::Relaxed) {
-            traveller.act(&relay).await;
+            traveller.act().await;
         }
         traveller
     })

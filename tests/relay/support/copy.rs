@@ -38,7 +38,11 @@ pub(crate) struct SyncPage {
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct SyncTable {
+    #[serde(default)]
     pub(crate) full: bool,
+    /// Blocked: the copy stays as it is.
+    #[serde(default)]
+    pub(crate) unavailable: bool,
     #[serde(default)]
     pub(crate) reason: Option<String>,
 }

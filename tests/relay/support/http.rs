@@ -118,15 +118,17 @@ impl Request {
     /// Like [`Request::send`], where the server may be away.
     pub(crate) async fn try_send(self) -> std::io::Result<Response> {
         let what = self.head.lines().next().unwrap_or_default().to_owned();
-        within(&what, async {
-            let mut open = self.try_open().await?;
-            let mut body = Vec::new();
-            while let Some(part) = open.part().await? {
-                body.extend(part);
-            }
-            Ok(Response { status: open.status, headers: open.headers, body })
-        })
-        .await
+        within(&what, self.whole()).await
+    }
+
+    /// Like [`Request::try_send`], however long it takes.
+    pub(crate) async fn whole(self) -> std::io::Result<Response> {
+        let mut open = self.try_open().await?;
+        let mut body = Vec::new();
+        while let Some(part) = open.part().await? {
+            body.extend(part);
+        }
+        Ok(Response { status: open.status, headers: open.headers, body })
     }
 
     /// Sends it and reads the head of the answer only.
@@ -135,7 +137,8 @@ impl Request {
         within(&what, self.try_open()).await.unwrap_or_else(|error| panic!("{what}: {error}"))
     }
 
-    async fn try_open(self) -> std::io::Result<Open> {
+    /// Like [`Request::open`], where the server may be away, however long it takes.
+    pub(crate) async fn try_open(self) -> std::io::Result<Open> {
         let socket = TcpSocket::new_v4()?;
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
@@ -170,15 +173,20 @@ impl Request {
 impl Open {
     /// The next line of the body without its end; `None` after the last.
     pub(crate) async fn line(&mut self) -> Option<String> {
+        within("a line of a streamed answer", self.try_line()).await.unwrap()
+    }
+
+    /// Like [`Open::line`], where the connection may break, however long it takes.
+    pub(crate) async fn try_line(&mut self) -> std::io::Result<Option<String>> {
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 let line = String::from_utf8(line).unwrap();
-                return Some(line.trim_end_matches(['\r', '\n']).to_owned());
+                return Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()));
             }
-            match within("a line of a streamed answer", self.part()).await.unwrap() {
+            match self.part().await? {
                 Some(part) => self.pending.extend(part),
-                None if self.pending.is_empty() => return None,
+                None if self.pending.is_empty() => return Ok(None),
                 None => self.pending.push(b'\n'),
             }
         }
