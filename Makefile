@@ -5,6 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
 SEEDS ?= $(if $(SEED),1,50)
+# Of the oracle: tables,devices,rounds,connections,transactions,alterations.
+SIZE ?=
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4
 # The versions of PostgreSQL that the integration tests run on, by their first number.
@@ -48,7 +50,7 @@ test-matrix: deps
 	MATRIX_ARGS='--test-threads=$(TEST_THREADS)' sh scripts/test-matrix.sh $(VERSIONS)
 
 oracle: deps
-	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(if $(SIZE),ROWCAST_ORACLE_SIZE=$(SIZE)) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
 
 # Half an hour, 10,000 open files, some 5 GB of disk; the figures are printed. BOUNDS=sessions runs one of them.
 BOUNDS ?=

@@ -49,6 +49,9 @@ pub(super) struct Line {
     /// Run on each new connection.
     settings: &'static str,
     client: Option<Client>,
+    /// What may be said to this one besides.
+    more: &'static [SqlState],
+    busy: bool,
 }
 
 /// How statements went.
@@ -63,7 +66,16 @@ pub(super) enum Outcome {
 
 impl Line {
     pub(super) fn new(url: &str, settings: &'static str) -> Self {
-        Line { url: url.to_owned(), settings, client: None }
+        Line { url: url.to_owned(), settings, client: None, more: &[], busy: false }
+    }
+
+    pub(super) fn expecting(self, more: &'static [SqlState]) -> Self {
+        Line { more, ..self }
+    }
+
+    /// Whether the last refusal was for a lock that others held.
+    pub(super) fn was_busy(&self) -> bool {
+        self.busy
     }
 
     pub(super) async fn run(&mut self, sql: &str) -> Outcome {
@@ -77,8 +89,11 @@ impl Line {
         if self.is_lost(&error) {
             return Outcome::Lost;
         }
-        let code = error.code();
-        assert!(code.is_some_and(|code| EXPECTED.contains(code)), "{}\nin {sql}", explain(&error));
+        let code = error.code().expect("a server's error has one");
+        let expected = EXPECTED.contains(code) || self.more.contains(code);
+        assert!(expected, "{}\nin {sql}", explain(&error));
+        let busy = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::OBJECT_IN_USE];
+        self.busy = busy.contains(code);
         Outcome::Refused
     }
 

@@ -85,6 +85,15 @@ impl Template {
         };
         Template { scope: segments[0].to_owned(), id }
     }
+
+    fn text(&self, name: &str) -> String {
+        let scope = &self.scope;
+        match &self.id {
+            Id::None => format!("{scope}:{name}"),
+            Id::Fixed(id) => format!("{scope}:{id}:{name}"),
+            Id::Column(column) => format!("{scope}:{{{column}}}:{name}"),
+        }
+    }
 }
 
 impl Schema {
@@ -152,6 +161,17 @@ impl Schema {
         let mut ever = now.ever.clone();
         ever.entry(track.name.clone()).or_default().extend(track.templates.clone());
         *now = Arc::new(Now { tables: now.tables.clone(), labels: now.labels.clone(), ever });
+    }
+}
+
+impl Tracking {
+    /// Tracks a table as it is tracked already.
+    pub(super) fn again(&self, table: &str) -> String {
+        let list = |texts: Vec<String>| texts.iter().map(literal).collect::<Vec<_>>().join(", ");
+        let topics = self.templates.iter().map(|template| template.text(&self.name)).collect();
+        let columns = self.columns.clone().map(|columns| format!(", columns => ARRAY[{}]", list(columns)));
+        let columns = columns.unwrap_or_default();
+        format!("SELECT rowcast.track({}, topics => ARRAY[{}]{columns})", literal(table), list(topics))
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! They survive lost connections, and do not care whether a commit came through: the database is the judge.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use tokio_util::task::AbortOnDropHandle;
 
 use super::line::{Line, Outcome};
 use super::schema::{Now, Schema};
@@ -19,6 +21,8 @@ const MOST_PREPARED: usize = 3;
 /// Commits of others that a long transaction waits for, at most, and for how long it does.
 const LONG_COMMITS: u64 = 60;
 const LONGEST: Duration = Duration::from_millis(700);
+/// On a machine that is too busy for more.
+const LONGEST_ROUND: Duration = Duration::from_secs(30);
 
 pub(super) struct Writers {
     schema: Arc<Schema>,
@@ -55,23 +59,42 @@ impl Writers {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Runs so many transactions on each of some connections; some stay open, if they may.
+    /// Returns when so many transactions more are over, or the writers pause.
+    pub(super) async fn others_went_on(&self, transactions: u64) {
+        let (until, begun) = (self.over() + transactions, Instant::now());
+        while self.over() < until && begun.elapsed() < LONGEST {
+            // Not to wait for something that is to come, but to be slow.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Returns when so many transactions are over since the beginning, or writing has become too slow for it.
+    pub(super) async fn come_to(&self, over: u64) {
+        let begun = Instant::now();
+        while self.over() < over && begun.elapsed() < LONGEST_ROUND {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Runs transactions on each of some connections until there is to be quiet; then some stay open, if they
+    /// may.
     pub(super) async fn round(
         self: &Arc<Self>,
         dice: &mut Dice,
         connections: usize,
-        transactions: usize,
+        quiet: &Arc<AtomicBool>,
         may_stay_open: bool,
     ) {
         let mut writing = Vec::new();
         for _ in 0..connections {
-            let (writers, dice) = (Arc::clone(self), Dice(dice.next()));
-            writing.push(tokio::spawn(async move { writers.write(dice, transactions).await }));
+            let (writers, dice, quiet) = (Arc::clone(self), Dice(dice.next()), Arc::clone(quiet));
+            writing
+                .push(AbortOnDropHandle::new(tokio::spawn(async move { writers.write(dice, &quiet).await })));
         }
         let sleepers = std::mem::take(&mut *self.sleeping.lock().unwrap());
         for line in sleepers {
             let (writers, dice) = (Arc::clone(self), Dice(dice.next()));
-            writing.push(tokio::spawn(async move { writers.wake(line, dice).await }));
+            writing.push(AbortOnDropHandle::new(tokio::spawn(async move { writers.wake(line, dice).await })));
         }
         for writer in writing {
             writer.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
@@ -99,9 +122,9 @@ impl Writers {
         );
     }
 
-    async fn write(&self, mut dice: Dice, transactions: usize) {
+    async fn write(&self, mut dice: Dice, quiet: &AtomicBool) {
         let mut line = Line::new(&self.url, SETTINGS);
-        for _ in 0..transactions {
+        while !quiet.load(Ordering::Relaxed) {
             let now = self.schema.now();
             match dice.roll(64) {
                 0 | 1 => self.long(&mut line, &now, &mut dice).await,
@@ -152,11 +175,7 @@ impl Writers {
             for statement in self.body(now, 2, Reach::Few, dice) {
                 outcome = guard(line, &statement, outcome).await;
             }
-            let (until, begun) = (self.over() + dice.roll(LONG_COMMITS), Instant::now());
-            while self.over() < until && begun.elapsed() < LONGEST {
-                // Not to wait for something that is to come, but to be slow.
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            self.others_went_on(dice.roll(LONG_COMMITS)).await;
         }
         self.end(line, outcome, dice).await;
     }
