@@ -3,6 +3,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+# A member of the workspace, which is not built here.
+COPY fuzz/Cargo.toml fuzz/
 COPY src src
 COPY sql sql
 # What the program carries in itself.

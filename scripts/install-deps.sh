@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes sure that what rowcast's demo and tests need is there: a PostgreSQL server, a linker for Rust,
 # and cargo. Says nothing when all is; installs through apt what is missing, as root or with sudo; says
-# what to do where it cannot. Starts no server and creates no cluster on the machine.
+# what to do where it cannot. Starts no server and creates no cluster on the machine. With the argument `fuzz`
+# also for what the fuzz targets need: a C++ compiler, for libFuzzer.
 set -eu
 
 # The oldest PostgreSQL that the relay supports.
@@ -112,6 +113,13 @@ install_linker() {
     apt_install $missing
 }
 
+install_cxx() {
+    missing="g++"
+    has apt-get || fail "no C++ compiler was found, which libFuzzer needs: install g++ or clang with your system's packages"
+    apt_install "$missing"
+}
+
 has cargo || fail "no cargo was found: install Rust from https://rustup.rs, then run this again"
 has cc || install_linker
 has_server || install_server
+[ "${1:-}" != fuzz ] || has c++ || install_cxx

@@ -319,6 +319,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         heartbeat: config.heartbeat,
         auth_timeout: config.auth_timeout,
+        request_timeout: config.request_timeout,
         max_message_size: size(config.max_message_size),
         outbox_size: size(config.outbox_size),
         max_sessions_per_user: config.max_sessions_per_user,

@@ -19,6 +19,9 @@ pub mod devices;
 pub mod embedded;
 pub mod feed;
 pub mod fence;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod horizon;
 pub mod hub;
 pub mod ingest;

@@ -17,6 +17,8 @@ mod anonymous;
 pub mod bearer;
 mod claims;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod grants;
 mod jwk;
 mod jwks;

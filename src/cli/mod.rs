@@ -17,6 +17,7 @@ mod track;
 mod uninstall;
 mod untrack;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -107,15 +108,26 @@ impl Settings {
     }
 }
 
-/// Prints one line of what was asked for.
-fn say(line: &str) -> Result<(), Failure> {
+/// Prints what was asked for.
+fn say(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::from_output)
+    writeln!(out, "{}", plain(text)).and_then(|()| out.flush()).map_err(Failure::from_output)
 }
 
 /// Tells the person at the terminal something that is not the output. Nobody may be there.
-fn note(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", plain(text));
+}
+
+/// Names in the database can hold any character: none may act on the terminal, but for line ends and tabs.
+/// JSON stays JSON.
+fn plain(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let escaped = |c: char| if acts(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    text.chars().map(escaped).collect::<String>().into()
 }
 
 #[cfg(test)]

@@ -211,7 +211,7 @@ SELECT pg_catalog.pg_describe_object(classid, objid, 0) FROM (
   UNION ALL SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, oid, 0 FROM pg_catalog.pg_policy
   UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, oid, connamespace FROM pg_catalog.pg_constraint WHERE contype IN ('c', 'f')
 ) AS objects (classid, objid, namespace)
-WHERE namespace <> coalesce((SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'rowcast'), 0)";
+WHERE namespace IS DISTINCT FROM (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'rowcast')";
 
 async fn drop_objects(transaction: &Transaction<'_>) -> Result<(), Failure> {
     let error = |error| failed("the catalog", &error);

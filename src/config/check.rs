@@ -102,6 +102,7 @@ impl Config {
             ("heartbeat", self.heartbeat),
             ("ready_lag_time", self.ready_lag_time),
             ("auth_timeout", self.auth_timeout),
+            ("request_timeout", self.request_timeout),
             ("fingerprint_interval", self.fingerprint_interval),
             ("jwks_refresh", self.jwks_refresh),
             ("rate_limit_window", self.rate_limit_window),

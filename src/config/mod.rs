@@ -8,6 +8,8 @@
 
 mod check;
 mod development;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod keys;
 mod mistake;
 mod setting;
@@ -120,6 +122,8 @@ settings! {
     shutdown_grace: Duration = "10s";
     /// Time in which a new connection must authenticate
     auth_timeout: Duration = "5s";
+    /// Time in which a request must be there whole and its answer begun; a poll may wait for 30 s of it
+    request_timeout: Duration = "60s";
     /// How long broadcasts are replayed to devices that come back
     broadcast_replay: Duration = "5m";
     /// Devices that were not seen for so long are forgotten

@@ -158,6 +158,14 @@ fn wrong(key: &Key, at: String, given: Option<String>, expected: &str) -> Mistak
 }
 
 impl Given {
+    /// Of a file with this text, and nothing else.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_toml(path: &Path, text: &str, mistakes: &mut Vec<Mistake>) -> Self {
+        let mut given = Given { values: BTreeMap::new() };
+        read_toml(path, text, &mut given, mistakes);
+        given
+    }
+
     fn set(&mut self, key: &'static Key, at: String, texts: Vec<String>) {
         self.values.insert(key.name, Value { at, texts: Some(texts) });
     }

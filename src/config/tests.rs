@@ -214,6 +214,7 @@ fn what_belongs_to_the_edge_is_checked() {
         ("tls_cert", "cert.pem"),
         ("auth", "off"),
         ("rate_limit_window", "0s"),
+        ("request_timeout", "0s"),
     ];
     let error = load("", &needed(), &flags).unwrap_err();
     assert_eq!(error.mistakes().len(), 5, "{error}");

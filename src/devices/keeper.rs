@@ -85,6 +85,8 @@ impl Devices {
         });
         match written.await {
             Ok(Ok(())) => Some(true),
+            // Told by the log itself, once.
+            Ok(Err(LogError::Stalled(_))) => None,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "what is known of devices could not be written; it is tried again");
                 None

@@ -47,7 +47,11 @@ pub enum IngestError {
     SlotInUse { slot: String, holder: String },
     #[error("nothing was heard from the server for {0:?}, and it did not answer")]
     Silent(std::time::Duration),
-    #[error("the publication was dropped or made again")]
+    #[error("PostgreSQL is stopping, and would wait for the log, which cannot be written")]
+    ServerStops,
+    #[error("the log cannot be written, and the relay's end does not wait for it")]
+    EndStalled,
+    #[error("the publication was dropped, made again or altered")]
     PublicationChanged,
 }
 
@@ -65,6 +69,11 @@ impl IngestError {
         }
     }
 
+    /// A log that cannot be gone on with in this process. One whose disk is full or fails mends itself.
+    pub(super) fn ends_the_log(&self) -> bool {
+        matches!(self, IngestError::Log(error) if !error.is_transient())
+    }
+
     /// Whether trying again may help with nobody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -79,10 +88,12 @@ impl IngestError {
             IngestError::CatalogVersion(error) => matches!(error, CatalogError::Connection(_)),
             IngestError::SlotInUse { .. }
             | IngestError::PublicationChanged
+            | IngestError::ServerStops
+            | IngestError::EndStalled
             | IngestError::Silent(_)
             | IngestError::Table(_) => true,
-            IngestError::Log(_)
-            | IngestError::Decode(_)
+            IngestError::Log(error) => error.is_transient(),
+            IngestError::Decode(_)
             | IngestError::TooMany(_)
             | IngestError::Catalog(_)
             | IngestError::Row { .. }

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use tokio::sync::watch;
 
+use crate::log::Trouble;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -39,6 +40,8 @@ impl State {
 #[derive(Debug)]
 pub struct Progress {
     state: RwLock<State>,
+    /// Why the log that is there cannot be opened yet.
+    log_trouble: RwLock<Option<Trouble>>,
     received: AtomicU64,
     confirmed: AtomicU64,
     server_end: AtomicU64,
@@ -58,6 +61,7 @@ impl Default for Progress {
     fn default() -> Self {
         Progress {
             state: RwLock::new(State::Connecting),
+            log_trouble: RwLock::default(),
             received: AtomicU64::new(0),
             confirmed: AtomicU64::new(0),
             server_end: AtomicU64::new(0),
@@ -78,6 +82,15 @@ impl Progress {
 
     pub(super) fn set_state(&self, state: State) {
         *self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+    }
+
+    /// Why the log that is there cannot be opened yet. An open log tells its troubles itself.
+    pub fn log_trouble(&self) -> Option<Trouble> {
+        self.log_trouble.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_log_trouble(&self, trouble: Option<Trouble>) {
+        *self.log_trouble.write().unwrap_or_else(std::sync::PoisonError::into_inner) = trouble;
     }
 
     /// The end of what was received and handed to the log.

@@ -13,8 +13,9 @@ use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
+use super::publication::Publishes;
 use super::release::released;
-use super::{IngestOptions, PUBLICATION, visibility};
+use super::{IngestOptions, PUBLICATION, stall, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
 use crate::horizon::Horizon;
@@ -43,8 +44,12 @@ pub struct Ingest {
     options: IngestOptions,
     feed: watch::Sender<Option<Arc<Feed>>>,
     progress: Arc<Progress>,
+    /// There is a log whose disk is too full to open it.
+    unopened: bool,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
+    /// The greatest commit time that a log before this one had: devices may ask by it.
+    greatest_before: i64,
 }
 
 /// Everything that one connection needs.
@@ -57,12 +62,18 @@ struct Connected {
 impl Ingest {
     /// The log that is already there serves readers at once, before the database is reached.
     pub fn new(options: IngestOptions, progress: Arc<Progress>) -> Result<(Self, CurrentFeed), IngestError> {
-        let feed = match FjallLog::open(&options.log)? {
-            Some(log) => Some(resumed_feed(log, options.several_issuers)?),
-            None => None,
+        let (feed, unopened) = match open_feed(&options) {
+            Ok(feed) => (feed, false),
+            Err(IngestError::Log(error)) if error.is_full() => {
+                tracing::error!(%error, "the log cannot be opened yet: its disk is full");
+                progress.set_log_trouble(Some(FjallLog::trouble_with(&options.log, &error)));
+                (None, true)
+            }
+            Err(error) => return Err(error),
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false }, receiver))
+        let greatest_before = i64::MIN;
+        Ok((Ingest { options, feed, progress, unopened, streamed: false, greatest_before }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -86,12 +97,18 @@ impl Ingest {
                 });
             }
             let Err(error) = result else { continue };
-            if matches!(error, IngestError::Log(_)) || (!self.streamed && !error.is_transient()) {
+            if error.ends_the_log() || (!self.streamed && !error.is_transient()) {
                 return Err(error);
             }
             if streamed_now {
                 pause = BACKOFF_MIN;
             }
+            self.progress.set_log_trouble(match &error {
+                IngestError::Log(error) if error.is_full() => {
+                    Some(FjallLog::trouble_with(&self.options.log, error))
+                }
+                _ => None,
+            });
             let wait = if error.slot_in_use() {
                 self.progress.set_state(State::Waiting);
                 SLOT_RETRY
@@ -112,6 +129,13 @@ impl Ingest {
     }
 
     async fn connect_and_stream(&mut self, shutdown: &CancellationToken) -> Result<(), IngestError> {
+        if self.unopened {
+            let options = self.options.clone();
+            let opened = tokio::task::spawn_blocking(move || open_feed(&options)).await;
+            let feed = opened.map_err(|_| IngestError::Protocol("opening the log was given up"))??;
+            self.feed.send_replace(feed);
+            self.unopened = false;
+        }
         // Who waits for the slot asks for it twice a second, and all that time waits.
         if self.progress.state() != State::Waiting {
             self.progress.set_state(State::Connecting);
@@ -132,9 +156,13 @@ impl Ingest {
         self.progress.restart_server_end(connected.found.server_end);
         let decision =
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
-        let publication = connected.found.identity.publication;
+        let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
         let (feed, router, stream, database) = match decision {
-            Decision::Resume => self.resume(connected).await?,
+            // A log that stalls is waited for.
+            Decision::Resume => match shutdown.run_until_cancelled(self.resume(connected)).await {
+                Some(resumed) => resumed?,
+                None => return Ok(()),
+            },
             Decision::Begin(why) => {
                 let Some(begun) = self.begin(connected, &why, shutdown).await? else { return Ok(()) };
                 begun
@@ -146,7 +174,7 @@ impl Ingest {
     async fn connect(&self) -> Result<Connected, IngestError> {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
-        let (publication, slot) = opening::look(client, &self.options.slot).await?;
+        let (publication, publishes, slot) = opening::look(client, &self.options.slot).await?;
         let mut connection =
             ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
@@ -161,6 +189,7 @@ impl Ingest {
             slot: self.options.slot.clone(),
             timeline: system.timeline,
             publication,
+            publishes,
         };
         let found = Found { identity, server_end: system.xlogpos, switches, slot };
         if let Some(FoundSlot { foreign: Some(foreign), .. }) = &found.slot {
@@ -228,6 +257,11 @@ impl Ingest {
         why: &NewEpoch,
         shutdown: &CancellationToken,
     ) -> Result<Option<(Arc<Feed>, Router, ReplicationStream, Database)>, IngestError> {
+        // Before a slot is made for a log that there is no room for.
+        let options = self.options.log.clone();
+        tokio::task::spawn_blocking(move || FjallLog::has_room(&options))
+            .await
+            .map_err(|_| IngestError::Protocol("trying the disk was given up"))??;
         self.progress.set_state(State::Opening);
         if *why == NewEpoch::NoLog && connected.found.slot.is_none() {
             tracing::info!("beginning a log");
@@ -238,9 +272,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
-            if shutdown.run_until_cancelled(released(old)).await.is_none() {
-                return Ok(None);
-            }
+            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
+            let released = released(old, &self.options.log);
+            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
+            released?;
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -302,7 +337,9 @@ impl Ingest {
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
         ];
         state.append(&mut router.all_rights_state());
-        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
+        // A clock that was set back must not make an older log's times ones that this log can answer.
+        let greatest_committed_at = greatest.max(fence_time).max(self.greatest_before);
+        let beginning = Beginning { epoch, start, greatest_committed_at, state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
@@ -345,7 +382,7 @@ impl Ingest {
         router: Router,
         stream: ReplicationStream,
         mut database: Database,
-        publication: u32,
+        publication: (u32, Publishes),
         shutdown: &CancellationToken,
     ) -> Result<(), IngestError> {
         let status_interval = status_interval(&mut database).await?;
@@ -365,7 +402,9 @@ impl Ingest {
         let watching = visibility::watch(Arc::clone(&feed), database.another(), stop.clone());
         let watching = AbortOnDropHandle::new(tokio::spawn(watching));
         self.progress.set_state(State::Streaming);
+        self.progress.set_log_trouble(None);
         self.streamed = true;
+        let log = Arc::clone(&feed.log);
         let driver = Driver::new(
             stream,
             feed,
@@ -379,7 +418,13 @@ impl Ingest {
             publication,
             status_interval,
         );
-        let result = driver.run(shutdown).await;
+        let result = tokio::select! {
+            result = driver.run(shutdown) => result,
+            () = stall::server_stops(log, Arc::clone(&self.progress), self.options.target.clone()) => {
+                Err(IngestError::ServerStops)
+            }
+            () = stall::end_waited_for(shutdown) => Err(IngestError::EndStalled),
+        };
         stop.cancel();
         drop((poller, watching));
         result
@@ -448,6 +493,12 @@ impl OpeningStream {
             }
         }
     }
+}
+
+/// The feed of the log that is there.
+fn open_feed(options: &IngestOptions) -> Result<Option<Arc<Feed>>, IngestError> {
+    let log = FjallLog::open(&options.log)?;
+    log.map(|log| resumed_feed(log, options.several_issuers)).transpose()
 }
 
 fn resumed_feed(log: Arc<FjallLog>, several_issuers: bool) -> Result<Arc<Feed>, IngestError> {

@@ -14,6 +14,8 @@
 mod array;
 mod composite;
 mod escape;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hstore;
 pub mod numbers;
 pub mod object;

@@ -9,11 +9,15 @@
 //! end is missing are never shown. Appends arrive in order; a transaction whose commit lies before the
 //! watermark is ignored, so sending it again changes nothing.
 //!
+//! A disk that is full or fails loses nothing: the log takes nothing more ([`Log::trouble`] says why), and
+//! goes on by itself once the disk works again, with everything that it had made readable.
+//!
 //! The log knows positions, audiences and tables; it must not know sockets, tokens or grants.
 
 mod fjall;
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +32,8 @@ use crate::position::Position;
 use crate::topic::Audience;
 
 pub use self::fjall::FjallLog;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::fjall::fuzzing;
 
 /// What ingest hands over at once; applied as one atomic batch.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +145,8 @@ pub struct LogStats {
     pub spans: usize,
     /// Bytes accepted and not yet readable.
     pub queued_bytes: usize,
+    /// Bytes that the file system has left for the log.
+    pub free_bytes: u64,
 }
 
 /// Where to keep a log, and how much of it.
@@ -171,6 +179,10 @@ pub enum LogError {
     #[error("the log in {directory} cannot be used: {source}")]
     Storage { directory: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error(
+        "the log in {directory} is damaged: {source}; check its disk, then move the directory away to begin a new epoch"
+    )]
+    Damaged { directory: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(
         "the log holds a record that cannot be read ({0}); move the log's directory away to begin a new epoch"
     )]
     Corrupt(&'static str),
@@ -180,6 +192,38 @@ pub enum LogError {
     Format { found: u32, expected: u32 },
     #[error("the log's writer has stopped: {0}")]
     Stopped(Arc<str>),
+    #[error("the log cannot be used for now, and goes on by itself: {0}")]
+    Stalled(Arc<str>),
+}
+
+impl LogError {
+    /// Whether the same may work later, with nothing done to the log.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, LogError::Storage { .. } | LogError::Stalled(_))
+    }
+
+    /// There is no room left on its disk.
+    pub fn is_full(&self) -> bool {
+        std::iter::successors(Some(self as &(dyn std::error::Error + 'static)), |error| error.source())
+            .filter_map(|error| error.downcast_ref::<std::io::Error>())
+            .any(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    }
+}
+
+/// Why a log takes nothing for now. It tries again by itself, for as long as it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    pub kind: TroubleKind,
+    /// What is wrong, where, and what to do.
+    pub what: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TroubleKind {
+    /// There is no room left on the disk.
+    DiskFull,
+    /// Writing or flushing failed.
+    DiskFails,
 }
 
 /// Why a range cannot be read.
@@ -278,6 +322,11 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     fn kept_page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>, LogError>;
 
     fn stats(&self) -> LogStats;
+
+    /// Why nothing is written just now, if so: what is accepted waits, and what is readable stays so.
+    fn trouble(&self) -> Option<Trouble> {
+        None
+    }
 }
 
 /// A row's column that an entry owes.

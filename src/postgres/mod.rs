@@ -9,6 +9,8 @@ mod connect;
 mod conninfo;
 mod database;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod partitions;
 mod passfile;
 mod reach;

@@ -129,7 +129,10 @@ impl Target {
         Self::parse_in(text, &|name| std::env::var(name).ok())
     }
 
-    fn parse_in(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, TargetError> {
+    pub(super) fn parse_in(
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, TargetError> {
         let mut pairs = conninfo::parse(text)?;
         for (keyword, variable) in ENVIRONMENT {
             if !pairs.contains_key(keyword)

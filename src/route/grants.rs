@@ -112,7 +112,7 @@ pub struct Member {
     #[serde(rename = "u")]
     pub user: Arc<str>,
     #[serde(rename = "a")]
-    audience: Arc<str>,
+    audience: Audience,
 }
 
 /// The text of a row's primary key: a JSON array of its columns' texts.
@@ -132,12 +132,12 @@ impl GrantRule {
     pub fn member(&self, user: Option<&str>, value: Option<&str>) -> Option<Member> {
         let user = user.filter(|user| (1..=MAX_SEGMENT_BYTES).contains(&user.len()))?;
         let audience = self.pattern.template.audience(value)?;
-        Some(Member { user: user.into(), audience: audience.as_str().into() })
+        Some(Member { user: user.into(), audience })
     }
 
     pub fn grant_of(&self, member: &Member) -> (NamedUser, Pattern) {
         let user = NamedUser { issuer: self.issuer.clone(), subject: Arc::clone(&member.user) };
-        (user, self.pattern.pattern(Audience::from_canonical(member.audience.to_string())))
+        (user, self.pattern.pattern(member.audience.clone()))
     }
 }
 
@@ -219,7 +219,7 @@ impl GrantPlan {
             None => self.text(user, self.user)?.map(Into::into),
         };
         if let Some(kept) = kept.filter(|_| value_kept) {
-            let member = |user| Member { user, audience: Arc::clone(&kept.audience) };
+            let member = |user| Member { user, audience: kept.audience.clone() };
             let usable = |user: &Arc<str>| (1..=MAX_SEGMENT_BYTES).contains(&user.len());
             return Ok(user.filter(usable).map(member));
         }

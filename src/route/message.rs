@@ -73,14 +73,14 @@ impl Secret {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum MessageBody {
+pub(super) enum MessageBody {
     Tag { device: Arc<str>, correlation: Option<Arc<str>>, user: Option<Arc<str>> },
     Broadcast { id: Arc<str>, topic: String, event: Arc<str>, payload: Box<RawValue> },
     Fence { id: String },
 }
 
 impl MessageBody {
-    fn checked(self) -> Result<LogicalMessage, Dropped> {
+    pub(super) fn checked(self) -> Result<LogicalMessage, Dropped> {
         Ok(match self {
             MessageBody::Tag { device, correlation, user } => {
                 LogicalMessage::Tag(Tag { device, correlation, user })

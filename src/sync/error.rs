@@ -16,8 +16,11 @@ const RETRY_AFTER_SECONDS: u32 = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    #[error("the body is not a JSON object: {0}; send an object with device_id, topics and cursor")]
-    Body(serde_json::Error),
+    /// Where it stops to be one. What stands there is not repeated: it may be as large as the body.
+    #[error(
+        "the body is not a JSON object (line {line}, column {column}); send an object with device_id, topics and cursor"
+    )]
+    Body { line: usize, column: usize },
     #[error("`{field}` {expected}")]
     Field { field: &'static str, expected: &'static str },
     #[error("the topic `{topic}` cannot be read: {source}")]
@@ -51,6 +54,13 @@ pub enum SyncError {
     Task(#[from] tokio::task::JoinError),
 }
 
+impl SyncError {
+    /// A body that could not be read as JSON.
+    pub(crate) fn body(error: &serde_json::Error) -> Self {
+        SyncError::Body { line: error.line(), column: error.column() }
+    }
+}
+
 impl From<FullError> for SyncError {
     fn from(error: FullError) -> Self {
         SyncError::Full(error)
@@ -62,7 +72,7 @@ impl SyncError {
     pub fn code(&self) -> &'static str {
         match self {
             SyncError::Failed(error) => error.code(),
-            SyncError::Body(_) | SyncError::Field { .. } => "invalid_request",
+            SyncError::Body { .. } | SyncError::Field { .. } => "invalid_request",
             SyncError::Topic { .. } => "invalid_topic",
             SyncError::Cursor => "invalid_cursor",
             SyncError::NotGranted(_) => "not_granted",
@@ -71,7 +81,7 @@ impl SyncError {
             SyncError::Expired => "full_sync_expired",
             SyncError::Full(error) => error.told().0,
             SyncError::NotCaughtUp => "not_caught_up",
-            SyncError::Log(LogError::Stopped(_)) => "unavailable",
+            SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => "unavailable",
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => "internal",
         }
     }
@@ -79,13 +89,16 @@ impl SyncError {
     pub fn status(&self) -> u16 {
         match self {
             SyncError::Failed(error) => error.status(),
-            SyncError::Body(_) | SyncError::Field { .. } | SyncError::Topic { .. } | SyncError::Cursor => 400,
+            SyncError::Body { .. }
+            | SyncError::Field { .. }
+            | SyncError::Topic { .. }
+            | SyncError::Cursor => 400,
             SyncError::NotGranted(_) => 403,
             SyncError::Token(_) => 401,
             SyncError::FullRequired(_) => 409,
             SyncError::Expired => 410,
             SyncError::Full(_) => 503,
-            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => 503,
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => 503,
             SyncError::Log(_) | SyncError::Record(_) | SyncError::Task(_) => 500,
         }
     }
@@ -112,7 +125,7 @@ impl SyncError {
             SyncError::NotGranted(topic) => problem.with("topic", topic.to_string()),
             SyncError::FullRequired(tables) => problem.with("tables", tables_with_reasons(tables)),
             SyncError::Full(error) => problem.retry_after(error.told().1),
-            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_)) => {
+            SyncError::NotCaughtUp | SyncError::Log(LogError::Stopped(_) | LogError::Stalled(_)) => {
                 problem.retry_after(RETRY_AFTER_SECONDS)
             }
             _ => problem,

@@ -79,7 +79,8 @@ enum Moment {
 impl SyncRequest {
     /// From the body of a POST.
     pub fn from_json(body: &[u8]) -> Result<Self, SyncError> {
-        let fields: Map<String, Value> = serde_json::from_slice(body).map_err(SyncError::Body)?;
+        let fields: Map<String, Value> =
+            serde_json::from_slice(body).map_err(|error| SyncError::body(&error))?;
         let fields = Fields(fields);
         Raw {
             device_id: fields.text("device_id")?,

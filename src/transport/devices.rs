@@ -256,7 +256,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ProblemResponse> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(LogError::Stopped(_))) => {
+        Ok(Err(LogError::Stopped(_) | LogError::Stalled(_))) => {
             let detail = "the relay's log is closed for a moment";
             Err(ProblemResponse::unavailable("unavailable", detail, NO_LOG_RETRY))
         }

@@ -42,14 +42,14 @@ impl FromRequest<Arc<Relay>> for Fields {
             StatusCode::PAYLOAD_TOO_LARGE => ProblemResponse::bare(StatusCode::PAYLOAD_TOO_LARGE),
             _ => invalid("the request's body could not be read"),
         })?;
-        Ok(Fields(serde_json::from_slice(&body).map_err(SyncError::Body)?))
+        Ok(Fields(serde_json::from_slice(&body).map_err(|error| SyncError::body(&error))?))
     }
 }
 
 impl Fields {
     /// `topics` are separated by commas or repeated (a topic that holds a comma needs a POST); of other
     /// fields the last one counts, and an empty one is none.
-    fn from_query(pairs: Vec<(String, String)>) -> Self {
+    pub(super) fn from_query(pairs: Vec<(String, String)>) -> Self {
         let mut fields = Map::new();
         let mut topics: Vec<Value> = Vec::new();
         for (name, value) in pairs.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -63,6 +63,11 @@ impl Fields {
             fields.insert("topics".to_owned(), topics.into());
         }
         Fields(fields)
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of(body: Map<String, Value>) -> Self {
+        Fields(body)
     }
 
     fn get(&self, field: &str) -> Option<&Value> {

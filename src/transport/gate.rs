@@ -84,6 +84,21 @@ impl Gate {
         }
     }
 
+    /// Where nobody is asked for a token, a browser would send a foreign page's requests like any other:
+    /// they are told by their origin.
+    pub(crate) fn check_page(
+        &self,
+        caller: Option<&Caller>,
+        headers: &HeaderMap,
+    ) -> Result<(), ProblemResponse> {
+        let tls = caller.is_some_and(Caller::is_tls);
+        if self.anonymous.is_none() || self.origins.allow(headers, tls) {
+            Ok(())
+        } else {
+            Err(ProblemResponse::foreign_origin())
+        }
+    }
+
     /// Refuses who comes by a name to a relay that is open to this machine alone.
     pub(crate) fn check_host(&self, headers: &HeaderMap) -> Result<(), ProblemResponse> {
         let strict = self.anonymous.as_ref().is_some_and(|anonymous| anonymous.by_address_only);

@@ -1,5 +1,5 @@
-//! What holds for every answer, whatever its handler did: it is never cached, an error is a problem
-//! document, a panic is a bare 500, it says how the sender's rate limit stands, and it is counted. The
+//! What holds for every answer, whatever its handler did: it is never cached, is nothing but what its
+//! `Content-Type` says, an error is a problem document, a panic is a bare 500, it says how the sender's rate limit stands, and it is counted. The
 //! URL's query, which may hold a token, is looked at nowhere here.
 
 use std::panic::AssertUnwindSafe;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::body::HttpBody;
-use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -19,9 +19,7 @@ use super::line::Caller;
 use super::metrics::count_request;
 use super::problem_response::ProblemResponse;
 use super::rate::Standing;
-
-/// Time in which the head of an answer must be there, the request's body included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+use super::relay::Relay;
 
 /// How long a request waits for a place among those that are answered at once.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +45,8 @@ pub(super) async fn every_answer(mut request: Request, next: Next) -> Response {
         response = explain(response);
     }
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Answers repeat texts of requests: no browser may find markup in them.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Some(standing) = tally.0.get() {
         standing.write(response.headers_mut());
     }
@@ -71,14 +71,25 @@ impl Tally {
     }
 }
 
-pub(super) async fn in_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+/// Bounds the time until the head of the answer is there, the request's body included.
+pub(super) async fn in_time(State(relay): State<Arc<Relay>>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(relay.limits.request_timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
             let detail = "the relay did not answer in time";
             ProblemResponse::unavailable("timeout", detail, Duration::from_secs(1)).into_response()
         }
     }
+}
+
+/// Bodies are taken as they are: one that is packed would have no size before it is unpacked.
+pub(super) async fn unpacked(request: Request, next: Next) -> Response {
+    let plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if request.headers().get_all(header::CONTENT_ENCODING).iter().all(plain) {
+        return next.run(request).await;
+    }
+    let detail = "bodies are not taken compressed; send it without Content-Encoding";
+    ProblemResponse::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request", detail).into_response()
 }
 
 /// The framework's own refusals are empty or plain text.

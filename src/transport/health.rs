@@ -3,7 +3,7 @@
 //! `/health` says that the process answers, whatever becomes of the database: a supervisor that restarts
 //! on it must not restart because PostgreSQL is away. `/ready` says whether devices get what commits now.
 //! Both are open to everyone who reaches the port, so neither tells names or addresses: why ingest
-//! failed stands in the log.
+//! failed stands in the log. Of a disk that has to be seen to `/ready` names the directory.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::relay::Relay;
 use crate::hub::timestamp;
 use crate::ingest;
+use crate::log::TroubleKind;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -67,6 +68,9 @@ enum NotReady {
     Standby,
     NotStreaming,
     NoLog,
+    /// Ingest waits until the log's disk has room again, or works again.
+    DiskFull,
+    DiskFails,
     LagBytes,
     LagTime,
     KeysUnavailable,
@@ -78,6 +82,9 @@ struct Readiness {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<NotReady>,
+    /// What to do, where the relay knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<Arc<str>>,
     epoch: Option<String>,
     lag_bytes: u64,
     lag_ms: i64,
@@ -102,8 +109,14 @@ fn look(relay: &Relay) -> Readiness {
     let lag_bytes = relay.progress.lag_bytes();
     let lag_micros = relay.progress.lag_micros(PgTimestamp::now().unix_micros());
     let limits = &relay.limits;
+    let trouble = feed.as_ref().and_then(|feed| feed.log.trouble()).or_else(|| relay.progress.log_trouble());
     let reason = if relay.shutdown.is_cancelled() {
         Some(NotReady::ShuttingDown)
+    } else if let Some(trouble) = &trouble {
+        Some(match trouble.kind {
+            TroubleKind::DiskFull => NotReady::DiskFull,
+            TroubleKind::DiskFails => NotReady::DiskFails,
+        })
     } else if state == ingest::State::Waiting {
         Some(NotReady::Standby)
     } else if state != ingest::State::Streaming {
@@ -123,6 +136,7 @@ fn look(relay: &Relay) -> Readiness {
         status: if reason.is_none() { "ready" } else { "not_ready" },
         state: state.name(),
         reason,
+        detail: trouble.map(|trouble| trouble.what),
         epoch: feed.as_ref().map(|feed| feed.epoch.to_string()),
         lag_bytes,
         lag_ms: lag_micros / 1000,

@@ -63,13 +63,13 @@ pub(super) fn admit(
     relay: &Relay,
     who: Result<Identity, AuthError>,
 ) -> Result<Identity, ProblemResponse> {
+    let caller = parts.extensions.get::<ConnectInfo<Caller>>().map(|ConnectInfo(caller)| caller);
     relay.gate.check_host(&parts.headers)?;
+    relay.gate.check_page(caller, &parts.headers)?;
     let bucket = Bucket::of(parts.extensions.get::<MatchedPath>());
     // Every connection has a caller; where none is told, all share one address.
-    let caller = parts.extensions.get::<ConnectInfo<Caller>>();
-    let address = caller.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(caller)| {
-        relay.gate.client(caller, &parts.headers)
-    });
+    let address =
+        caller.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |caller| relay.gate.client(caller, &parts.headers));
     let admitted = relay.gate.admit(who, bucket, address);
     let standing = match &admitted {
         Ok((_, standing)) => *standing,

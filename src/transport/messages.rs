@@ -6,6 +6,9 @@
 //! between devices goes to one topic of the user's (`device_topic`), tagged with the device that sent it;
 //! sessions of that device leave it out.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -94,6 +94,9 @@ fn describe() {
     );
     describe_gauge!("rowcast_log_bytes", Unit::Bytes, "the log's size on disk");
     describe_gauge!("rowcast_log_spans", "spans of time that the log is kept in");
+    describe_gauge!("rowcast_log_free_bytes", Unit::Bytes, "free on the disk of the log");
+    describe_gauge!("rowcast_log_stalled", "1 while the log's disk is full or fails");
+    describe_counter!("rowcast_log_failures_total", "times that the log's disk was full or failed");
     describe_gauge!("rowcast_log_queued_bytes", Unit::Bytes, "accepted by the log and not yet readable");
     describe_gauge!(
         "rowcast_slot_wal_held_bytes",
@@ -222,5 +225,7 @@ fn set_gauges(relay: &Relay) {
         gauge!("rowcast_log_bytes").set(stats.bytes_on_disk as f64);
         gauge!("rowcast_log_spans").set(stats.spans as f64);
         gauge!("rowcast_log_queued_bytes").set(stats.queued_bytes as f64);
+        gauge!("rowcast_log_free_bytes").set(stats.free_bytes as f64);
+        gauge!("rowcast_log_stalled").set(if feed.log.trouble().is_some() { 1 } else { 0 });
     }
 }

@@ -8,6 +8,8 @@ mod address;
 mod devices;
 mod events;
 mod fields;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gate;
 mod guard;
 mod health;

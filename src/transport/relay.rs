@@ -76,6 +76,8 @@ impl Relay {
 pub struct Limits {
     pub heartbeat: Duration,
     pub auth_timeout: Duration,
+    /// A request is there whole and the head of its answer is written.
+    pub request_timeout: Duration,
     pub max_message_size: usize,
     pub outbox_size: usize,
     pub max_sessions_per_user: usize,

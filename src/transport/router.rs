@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
@@ -33,11 +33,13 @@ pub(crate) fn router(relay: Arc<Relay>) -> Router {
         .route("/api/sync/status", get(devices::status))
         .layer(DefaultBodyLimit::max(relay.limits.max_message_size))
         .layer(Extension(Arc::new(Semaphore::new(CONCURRENT_READS))))
-        .layer(from_fn(guard::in_time));
+        .layer(from_fn_with_state(Arc::clone(&relay), guard::in_time))
+        .layer(from_fn(guard::unpacked));
     let streams = Router::new()
         .route("/api/realtime/events", get(events::events).post(events::events))
         .layer(DefaultBodyLimit::max(relay.limits.max_message_size))
-        .layer(from_fn(guard::in_time))
+        .layer(from_fn_with_state(Arc::clone(&relay), guard::in_time))
+        .layer(from_fn(guard::unpacked))
         // Whenever a stream has nothing more, what was compressed is flushed. Of the encodings the one whose
         // window is small: each stream has its own for as long as it lives.
         .layer(CompressionLayer::new().no_zstd().compress_when(SizeAbove::new(0)));

@@ -48,6 +48,13 @@ impl ReplicationConnection {
         .await
     }
 
+    /// A session on bytes that come from anywhere.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn over(wire: Wire, session: Session, target: &Target, endpoint: Endpoint) -> Self {
+        let target = target.clone();
+        ReplicationConnection { wire, session, target, endpoint, security: Security::Plain, busy: false }
+    }
+
     /// A setting that the server reports, such as `server_version` or `in_hot_standby`.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.session.parameters.get(name).map(String::as_str)

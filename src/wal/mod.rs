@@ -14,6 +14,8 @@
 mod connection;
 mod error;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod identify;
 pub mod pgoutput;
 mod slot;

@@ -8,6 +8,7 @@
 mod calls;
 mod columns;
 mod ddl;
+mod faults;
 mod line;
 mod owners;
 mod schema;
@@ -31,6 +32,7 @@ use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
 use crate::support::wait::PATIENCE;
 use ddl::Dba;
+use faults::Fault;
 use schema::Schema;
 use size::Size;
 use traveller::{Done, Traveller};
@@ -62,9 +64,27 @@ seeds! {
 #[tokio::test]
 async fn seeds_that_were_never_tried() {
     let count = std::env::var("ROWCAST_ORACLE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let (faults, named) = Fault::asked();
     for _ in 0..count {
-        size::run_and_shrink(Dice::seeded("oracle").0, Size::asked()).await;
+        let seed = Dice::seeded("oracle").0;
+        if faults.is_empty() {
+            size::run_and_shrink(seed, Size::asked()).await;
+        } else {
+            faults::run::run(seed, &faults, &named).await;
+        }
     }
+}
+
+/// Everything breaks that can, one after the other.
+#[tokio::test]
+async fn a_seed_with_faults_that_is_always_tried() {
+    faults::run::run(101, &Fault::named("all"), "all").await;
+}
+
+#[tokio::test]
+async fn a_seed_with_faults_that_was_never_tried() {
+    // Asked for by name, faults are the other test's.
+    faults::run::run(Dice::seeded("oracle with faults").0, &Fault::named("all"), "all").await;
 }
 
 /// Devices of three users come, go, lag, resume and sync in every way while connections write and a DBA

@@ -15,7 +15,7 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
     if time > shared.watermark.borrow().greatest_committed_at {
         return Ok(TimeLookup::InFuture);
     }
-    let view = View::of(shared);
+    let view = View::of(shared)?;
     let beginning = view.spans.0.first().map_or(i64::MAX, |span| span.info.first_greatest_committed_at);
     if time <= beginning {
         return Ok(TimeLookup::TooOld);
@@ -24,7 +24,7 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
     let to = keys::time_key(u64::MAX);
     for span in &view.spans.0 {
         if let Some(guard) = span.keyspace.range(from..=to).next() {
-            let value = guard.value().map_err(view.storage.failure())?;
+            let value = guard.value().map_err(view.storage().failure())?;
             let commit = value.as_ref().try_into().map(u64::from_be_bytes);
             let commit = commit.map_err(|_| LogError::Corrupt("an entry of the time index"))?;
             return Ok(TimeLookup::From(Position::boundary(Lsn::new(commit))));
@@ -35,7 +35,7 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
 
 pub(super) fn commits(shared: &Shared, after: Position, max: usize) -> Result<Vec<(u32, Lsn)>, LogError> {
     let end = shared.watermark.borrow().lsn;
-    let view = View::of(shared);
+    let view = View::of(shared)?;
     let after = after.max(view.spans.oldest());
     // A boundary stands before the transaction that commits there, every other position in or behind it.
     let first = if after.index == 0 { after.commit } else { Lsn::new(after.commit.get().saturating_add(1)) };
@@ -50,7 +50,7 @@ pub(super) fn commits(shared: &Shared, after: Position, max: usize) -> Result<Ve
             if found.len() == max {
                 return Ok(found);
             }
-            let (key, value) = guard.into_inner().map_err(view.storage.failure())?;
+            let (key, value) = guard.into_inner().map_err(view.storage().failure())?;
             found.push((TransactionRecord::decode(&value)?.xid, keys::commit_of_transaction_key(&key)?));
         }
     }
@@ -59,7 +59,7 @@ pub(super) fn commits(shared: &Shared, after: Position, max: usize) -> Result<Ve
 
 /// Goes back through the audience's entries to the last one of the row that says what the column is.
 pub(super) fn column_value(shared: &Shared, query: &ColumnQuery<'_>) -> Result<Option<String>, LogError> {
-    let view = View::of(shared);
+    let view = View::of(shared)?;
     let prefix = keys::audience_prefix(query.audience);
     let mark = view.marks.furthest(query.audience, query.table).map_or(Position::ZERO, |mark| mark.upto);
     let after = mark.max(view.spans.oldest());
@@ -73,7 +73,7 @@ pub(super) fn column_value(shared: &Shared, query: &ColumnQuery<'_>) -> Result<O
                 return Ok(None);
             }
             left -= 1;
-            let (key, value) = guard.into_inner().map_err(view.storage.failure())?;
+            let (key, value) = guard.into_inner().map_err(view.storage().failure())?;
             let entry = codec::decode_entry(&value)?;
             let EntryBody::Row(row) = entry.body else { continue };
             let ours = *row.key == *query.key && *view.shape(row.shape)?.name == *query.table;
@@ -115,7 +115,7 @@ fn look(row: &RowEntry, column: &str) -> Result<Found, LogError> {
 /// Of the transaction under way the parts of this attempt count, of those before it the ones that were
 /// completed.
 fn counts(
-    view: &View<'_>,
+    view: &View,
     query: &ColumnQuery<'_>,
     position: Position,
     sending: &Sending,

@@ -13,14 +13,18 @@
 //! hold what is in it. Parts without their end lie above the watermark, and when their transaction is
 //! sent again they carry another attempt than the transaction's record.
 //!
-//! A crash of the machine may leave a hole in what was not flushed yet. fjall takes zeros for the end,
-//! but refuses to open a journal whose last batch has both its ends and a wrong checksum; the log then
-//! does not open, and moving its directory away begins a new epoch.
+//! A crash of the machine may leave a hole in what was not flushed yet, and a disk that fails may have
+//! kept nothing of it: `journal` says what is still whole before the engine is opened, and puts it on a
+//! fresh file. What failed while the log was open, `healing` mends.
 //!
 //! Must not know: what a change means to anyone.
 
 mod codec;
 mod flusher;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod healing;
+mod journal;
 mod keys;
 mod lookup;
 mod marks;
@@ -31,9 +35,9 @@ mod spans;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod writer;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,13 +48,14 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use self::marks::MarkSet;
-use self::shared::{Clock, Queued, Shared, lock};
+use self::shared::{Clock, Engine, Queued, Shared, lock};
 use self::spans::{Span, SpanInfo, Spans};
-use self::storage::{Applied, Storage};
+use self::storage::{Applied, Storage, failure_in};
+use self::trouble::Troubles;
 use self::writer::Writer;
 use super::{
     Append, Beginning, ColumnQuery, Log, LogError, LogOptions, LogStats, Marks, Page, ReadError, ReadRequest,
-    TimeLookup, Watermark,
+    TimeLookup, Trouble, Watermark,
 };
 use crate::change::Mark;
 use crate::cursor::Epoch;
@@ -80,6 +85,23 @@ impl FjallLog {
         Self::create_at(options, &beginning, Arc::new(system_time))
     }
 
+    /// Whether nobody has the directory's log open, after a moment's wait for that: one that was dropped
+    /// here still brings its last appends to disk, and whoever reads it keeps it open. Blocks.
+    pub fn is_closed(options: &LogOptions) -> Result<bool, LogError> {
+        storage::is_free(&options.directory)
+    }
+
+    /// Whether there is room to begin a log, or to go on with one after its disk was full. Blocks.
+    pub fn has_room(options: &LogOptions) -> Result<(), LogError> {
+        std::fs::create_dir_all(&options.directory).map_err(failure_in(&options.directory))?;
+        Troubles::of(&options.directory).probe()
+    }
+
+    /// What an error of opening or beginning a log is called.
+    pub fn trouble_with(options: &LogOptions, error: &LogError) -> Trouble {
+        Troubles::of(&options.directory).name(error)
+    }
+
     fn open_at(options: &LogOptions, clock: Clock) -> Result<Option<Arc<FjallLog>>, LogError> {
         let storage = Storage::open(&options.directory)?;
         storage.map(|storage| Self::start(storage, options, clock).map(Arc::new)).transpose()
@@ -98,12 +120,11 @@ impl FjallLog {
         let epoch = storage.epoch()?;
         let applied = storage.applied()?;
         let marks = MarkSet::new(storage.marks()?);
-        let shapes: HashMap<_, _> =
-            storage.shapes()?.into_iter().map(|shape| (shape.id, Arc::new(shape))).collect();
+        let shapes = storage.shapes()?;
         let spans = open_spans(&storage, applied)?;
-        let known = (marks, spans, shapes);
-        let shared = Arc::new(Shared::new(storage, options.clone(), clock, applied.watermark, known));
-        let writer = Writer::new(shared.clone(), applied)?;
+        let engine = Engine::new(storage, spans);
+        let shared = Arc::new(Shared::new(engine, options.clone(), clock, applied.watermark, marks, shapes));
+        let writer = Writer::new(shared.clone(), applied, epoch)?;
         // Dropped on any way out from here, so that no thread is left behind.
         let mut log = FjallLog { shared, epoch, writer: None, flusher: None };
         log.writer = Some(log.spawn("rowcast-log", move |_| writer.run())?);
@@ -124,7 +145,10 @@ impl FjallLog {
             }
             guard.ended = true;
         };
-        thread::Builder::new().name(name.to_owned()).spawn(thread).map_err(self.shared.storage.failure())
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(thread)
+            .map_err(failure_in(&self.shared.options.directory))
     }
 }
 
@@ -184,7 +208,7 @@ impl Log for FjallLog {
     }
 
     fn oldest(&self) -> Position {
-        self.shared.spans().oldest()
+        self.shared.oldest()
     }
 
     fn watermark(&self) -> watch::Receiver<Watermark> {
@@ -271,38 +295,51 @@ impl Log for FjallLog {
     }
 
     fn state(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
-        self.shared.storage.state(name)
+        self.shared.engine()?.storage.state(name)
     }
 
     fn states(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
-        self.shared.storage.states(prefix)
+        self.shared.engine()?.storage.states(prefix)
     }
 
     fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError> {
-        match self.shared.failure() {
-            Some(error) => Err(error),
-            None => self.shared.storage.keep(name, value),
+        if let Some(error) = self.shared.failure() {
+            return Err(error);
         }
+        if self.shared.troubles.now().is_some() {
+            return Err(self.shared.troubles.stalled());
+        }
+        self.shared.engine()?.storage.keep(name, value).map_err(|error| {
+            self.shared.report(error);
+            self.shared.troubles.stalled()
+        })
     }
 
     fn kept(&self, name: &str) -> Result<Option<Vec<u8>>, LogError> {
-        self.shared.storage.kept(name)
+        self.shared.engine()?.storage.kept(name)
     }
 
     fn kept_under(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, LogError> {
-        self.shared.storage.kept_under(prefix)
+        self.shared.engine()?.storage.kept_under(prefix)
     }
 
     fn kept_page(&self, prefix: &str, after: &str, most: usize) -> Result<Vec<(String, Vec<u8>)>, LogError> {
-        self.shared.storage.kept_page(prefix, after, most)
+        self.shared.engine()?.storage.kept_page(prefix, after, most)
     }
 
     fn stats(&self) -> LogStats {
+        let engine = self.shared.engine_now();
+        let engine = engine.as_ref();
         LogStats {
-            bytes_on_disk: self.shared.storage.db.disk_space().unwrap_or_default(),
-            spans: self.shared.spans().0.len(),
+            bytes_on_disk: engine.and_then(|engine| engine.storage.db.disk_space().ok()).unwrap_or_default(),
+            spans: engine.map_or(0, |engine| engine.spans().0.len()),
             queued_bytes: lock(&self.shared.queue).bytes,
+            free_bytes: self.shared.troubles.free().unwrap_or_default(),
         }
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.shared.troubles.now()
     }
 }
 
@@ -327,7 +364,7 @@ impl Drop for FjallLog {
 impl fmt::Debug for FjallLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FjallLog")
-            .field("directory", &self.shared.storage.directory)
+            .field("directory", &self.shared.options.directory)
             .field("epoch", &self.epoch)
             .finish_non_exhaustive()
     }

@@ -13,7 +13,7 @@ use super::codec::{self, Entry, EntryBody, RowEntry, Sending, Stamp, Transaction
 use super::keys;
 use super::marks::MarkSet;
 use super::merge::merge;
-use super::shared::{Shapes, Shared};
+use super::shared::{Engine, Shapes, Shared};
 use super::spans::Spans;
 use super::storage::Storage;
 use crate::change::{Body, Broadcast, Delivery, Shape, Tag, Transaction};
@@ -24,7 +24,7 @@ use crate::topic::Audience;
 
 pub(super) fn read(shared: &Shared, request: &ReadRequest<'_>) -> Result<Page, ReadError> {
     let upto = request.upto.min(shared.watermark.borrow().position());
-    let view = View::of(shared);
+    let view = View::of(shared)?;
     let oldest = view.spans.oldest();
     if request.after < oldest {
         return Err(ReadError::TooOld { oldest });
@@ -56,17 +56,23 @@ enum Step {
 }
 
 /// What a reading looks at.
-pub(super) struct View<'a> {
-    pub(super) storage: &'a Storage,
+pub(super) struct View {
     pub(super) spans: Arc<Spans>,
     pub(super) marks: Arc<MarkSet>,
     shapes: Arc<Shapes>,
+    /// Let go of last: who has it alone may close it.
+    engine: Arc<Engine>,
 }
 
-impl<'a> View<'a> {
-    pub(super) fn of(shared: &'a Shared) -> Self {
-        let (spans, marks) = (shared.spans(), shared.marks());
-        View { storage: &shared.storage, spans, marks, shapes: shared.shapes() }
+impl View {
+    pub(super) fn of(shared: &Shared) -> Result<Self, LogError> {
+        let engine = shared.engine()?;
+        let (spans, marks) = (engine.spans(), shared.marks());
+        Ok(View { spans, marks, shapes: shared.shapes(), engine })
+    }
+
+    pub(super) fn storage(&self) -> &Storage {
+        &self.engine.storage
     }
 
     pub(super) fn shape(&self, id: u32) -> Result<&Arc<Shape>, LogError> {
@@ -75,7 +81,7 @@ impl<'a> View<'a> {
 
     pub(super) fn transaction(&self, commit: Lsn) -> Result<Option<TransactionRecord>, LogError> {
         let Some(span) = self.spans.holding(Position::new(commit, u32::MAX)) else { return Ok(None) };
-        let value = span.keyspace.get(keys::transaction_key(commit)).map_err(self.storage.failure())?;
+        let value = span.keyspace.get(keys::transaction_key(commit)).map_err(self.storage().failure())?;
         value.map(|value| TransactionRecord::decode(&value)).transpose()
     }
 }
@@ -92,7 +98,7 @@ struct Details {
 
 /// Entries of one audience (or of the control order) in `(after, upto]`, span after span.
 struct Stream<'a> {
-    view: &'a View<'a>,
+    view: &'a View,
     prefix: Vec<u8>,
     after: Position,
     upto: Position,
@@ -104,7 +110,7 @@ impl Stream<'_> {
     fn next(&mut self) -> Result<Option<(Position, fjall::UserValue)>, LogError> {
         loop {
             if let Some(guard) = self.entries.as_mut().and_then(Iterator::next) {
-                let (key, value) = guard.into_inner().map_err(self.view.storage.failure())?;
+                let (key, value) = guard.into_inner().map_err(self.view.storage().failure())?;
                 return Ok(Some((keys::entry_position(&key)?, value)));
             }
             if self.after >= self.upto {
@@ -141,7 +147,7 @@ pub(super) fn range(
 
 /// All of a reader's streams as one, with only what it wants.
 struct Merged<'a> {
-    view: &'a View<'a>,
+    view: &'a View,
     /// By audience; the stream of the same index holds its entries. The last stream is the control order.
     readers: Vec<(&'a Audience, Vec<&'a Interest>)>,
     streams: Vec<Stream<'a>>,
@@ -154,7 +160,7 @@ struct Merged<'a> {
 }
 
 impl<'a> Merged<'a> {
-    fn new(view: &'a View<'a>, request: &ReadRequest<'a>, upto: Position) -> Result<Self, LogError> {
+    fn new(view: &'a View, request: &ReadRequest<'a>, upto: Position) -> Result<Self, LogError> {
         let mut readers: BTreeMap<&Audience, Vec<&Interest>> = BTreeMap::new();
         for interest in request.interests {
             readers.entry(&interest.audience).or_default().push(interest);

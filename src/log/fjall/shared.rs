@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -13,30 +13,58 @@ use super::flusher::Unflushed;
 use super::marks::{MarkChange, MarkSet};
 use super::spans::Spans;
 use super::storage::Storage;
+use super::trouble::Troubles;
 use crate::change::{Mark, Shape};
 use crate::log::{Append, LogError, LogOptions, Watermark};
 use crate::lsn::Lsn;
+use crate::position::Position;
 
 /// The time, microseconds since 1970.
 pub(super) type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 pub(super) type Shapes = HashMap<u32, Arc<Shape>>;
 
+/// How long a reader waits while the storage is opened anew.
+const REOPENING: Duration = Duration::from_secs(2);
+
 pub(super) struct Shared {
-    pub(super) storage: Storage,
+    /// `None` while it is opened anew.
+    engine: Mutex<Option<Arc<Engine>>>,
+    engine_wake: Condvar,
+    pub(super) troubles: Troubles,
     pub(super) options: LogOptions,
     pub(super) clock: Clock,
     pub(super) queue: Mutex<Queue>,
     pub(super) queue_wake: Condvar,
     pub(super) unflushed: Mutex<Unflushed>,
     pub(super) flush_wake: Condvar,
+    /// With `unflushed`: there is less of it.
+    pub(super) flushed_wake: Condvar,
     pub(super) watermark: watch::Sender<Watermark>,
     pub(super) durable: watch::Sender<Lsn>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) marks_version: AtomicU64,
     marks: RwLock<Arc<MarkSet>>,
-    spans: RwLock<Arc<Spans>>,
+    /// Of the spans; known also while there is no engine.
+    oldest: RwLock<Position>,
     shapes: RwLock<Arc<Shapes>>,
+}
+
+/// An open storage with its spans. Whoever reads or writes holds it for as long as that takes; nobody
+/// holds it when the storage is opened anew.
+pub(super) struct Engine {
+    spans: RwLock<Arc<Spans>>,
+    pub(super) storage: Storage,
+}
+
+impl Engine {
+    pub(super) fn new(storage: Storage, spans: Spans) -> Self {
+        Engine { storage, spans: RwLock::new(Arc::new(spans)) }
+    }
+
+    pub(super) fn spans(&self) -> Arc<Spans> {
+        self.spans.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// What is accepted and not yet applied.
@@ -47,6 +75,8 @@ pub(super) struct Queue {
     pub(super) bytes: usize,
     pub(super) accepted: u64,
     pub(super) closed: bool,
+    /// What the storage failed with, for the writer to mend.
+    pub(super) broken: Option<LogError>,
 }
 
 #[derive(Debug)]
@@ -66,29 +96,68 @@ pub(super) struct Progress {
 
 impl Shared {
     pub(super) fn new(
-        storage: Storage,
+        engine: Engine,
         options: LogOptions,
         clock: Clock,
         watermark: Watermark,
-        known: (MarkSet, Spans, Shapes),
+        marks: MarkSet,
+        shapes: Shapes,
     ) -> Self {
-        let (marks, spans, shapes) = known;
+        let oldest = engine.spans().oldest();
         Shared {
-            storage,
+            engine: Mutex::new(Some(Arc::new(engine))),
+            engine_wake: Condvar::new(),
+            troubles: Troubles::of(&options.directory),
             options,
             clock,
             queue: Mutex::default(),
             queue_wake: Condvar::new(),
             unflushed: Mutex::default(),
             flush_wake: Condvar::new(),
+            flushed_wake: Condvar::new(),
             watermark: watch::Sender::new(watermark),
             durable: watch::Sender::new(watermark.lsn),
             progress: watch::Sender::new(Progress::default()),
             marks_version: AtomicU64::new(0),
             marks: RwLock::new(Arc::new(marks)),
-            spans: RwLock::new(Arc::new(spans)),
+            oldest: RwLock::new(oldest),
             shapes: RwLock::new(Arc::new(shapes)),
         }
+    }
+
+    /// The storage; waits a moment for one that is opened anew.
+    pub(super) fn engine(&self) -> Result<Arc<Engine>, LogError> {
+        let deadline = Instant::now() + REOPENING;
+        let mut engine = lock(&self.engine);
+        loop {
+            match &*engine {
+                Some(engine) => return Ok(engine.clone()),
+                None if deadline <= Instant::now() => return Err(self.troubles.stalled()),
+                None => engine = wait_until(&self.engine_wake, engine, deadline),
+            }
+        }
+    }
+
+    /// The same, at once or not at all.
+    pub(super) fn engine_now(&self) -> Option<Arc<Engine>> {
+        lock(&self.engine).clone()
+    }
+
+    /// Takes the storage from new readers; the last of the old ones closes it.
+    pub(super) fn take_engine(&self) -> Option<Arc<Engine>> {
+        lock(&self.engine).take()
+    }
+
+    pub(super) fn put_engine(&self, engine: Engine) {
+        self.set_oldest(engine.spans().oldest());
+        *lock(&self.engine) = Some(Arc::new(engine));
+        self.engine_wake.notify_all();
+    }
+
+    /// Tells the writer that the storage has failed.
+    pub(super) fn report(&self, error: LogError) {
+        lock(&self.queue).broken.get_or_insert(error);
+        self.queue_wake.notify_all();
     }
 
     pub(super) fn marks(&self) -> Arc<MarkSet> {
@@ -111,12 +180,22 @@ impl Shared {
         changes
     }
 
-    pub(super) fn spans(&self) -> Arc<Spans> {
-        self.spans.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn replace_marks(&self, marks: MarkSet) {
+        *self.marks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(marks);
+        self.marks_version.fetch_add(1, Ordering::AcqRel);
     }
 
-    pub(super) fn set_spans(&self, spans: Spans) {
-        *self.spans.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spans);
+    pub(super) fn oldest(&self) -> Position {
+        *self.oldest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_oldest(&self, oldest: Position) {
+        *self.oldest.write().unwrap_or_else(PoisonError::into_inner) = oldest;
+    }
+
+    pub(super) fn set_spans(&self, engine: &Engine, spans: Spans) {
+        self.set_oldest(spans.oldest());
+        *engine.spans.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(spans);
     }
 
     pub(super) fn shapes(&self) -> Arc<Shapes> {
@@ -126,6 +205,10 @@ impl Shared {
     pub(super) fn add_shape(&self, shape: Arc<Shape>) {
         let mut current = self.shapes.write().unwrap_or_else(PoisonError::into_inner);
         Arc::make_mut(&mut current).insert(shape.id, shape);
+    }
+
+    pub(super) fn replace_shapes(&self, shapes: Shapes) {
+        *self.shapes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(shapes);
     }
 
     pub(super) fn failure(&self) -> Option<LogError> {
@@ -159,7 +242,8 @@ impl Shared {
     }
 }
 
-fn describe(error: &LogError) -> String {
+/// The error with its causes.
+pub(super) fn describe(error: &LogError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

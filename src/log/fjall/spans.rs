@@ -43,13 +43,25 @@ impl SpanInfo {
     }
 }
 
+/// What the journal takes beside the spans: a file is closed when it has passed 64 MB at the writing of a
+/// memtable, and goes when everything in it has reached tables, by which time the next may be as long.
+const JOURNALS_BYTES: u64 = 2 * (64 << 20) + 2 * SPAN_MEMTABLE_BYTES;
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) max_age: Duration,
+    /// Of all spans together.
     pub(super) max_size: u64,
 }
 
 impl Limits {
+    /// `max_size` is of the whole log. One that leaves the spans less than the journal takes bounds them
+    /// alone: the journal does not become smaller.
+    pub(super) fn of_log(max_age: Duration, max_size: u64) -> Self {
+        let rest = max_size.saturating_sub(JOURNALS_BYTES);
+        Limits { max_age, max_size: rest.max(max_size.min(JOURNALS_BYTES)) }
+    }
+
     /// Whether what comes next belongs into a new span.
     pub(super) fn wants_new(&self, current: &SpanInfo, size: u64, now: i64) -> bool {
         let age = age_of(current.created_at, now);
@@ -139,6 +151,14 @@ mod tests {
 
     const SECOND: i64 = 1_000_000;
     const LIMITS: Limits = Limits { max_age: Duration::from_secs(80), max_size: 800 };
+
+    #[test]
+    fn the_journal_counts() {
+        let spans = |max_size| Limits::of_log(Duration::ZERO, max_size).max_size;
+        assert_eq!(spans(10 << 30), (10 << 30) - JOURNALS_BYTES);
+        assert_eq!(spans(2 * JOURNALS_BYTES), JOURNALS_BYTES);
+        assert_eq!(spans(4 << 20), 4 << 20, "no smaller than this and the journal");
+    }
 
     #[test]
     fn a_new_span_begins_by_age_or_size() {

@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -16,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use fjall::compaction::Leveled;
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
-use fjall::{CompressionType, Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{AbstractTree, CompressionType, Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::codec::{FORMAT, Reader};
+use super::journal::{self, Ending, Prepared};
+use super::shared::Shapes;
 use super::spans::SpanInfo;
 use crate::change::{Mark, Shape};
 use crate::cursor::Epoch;
@@ -46,6 +49,15 @@ const BLOCK_BYTES: u32 = 16 << 10;
 /// Tables in the top level before they are merged. Spans are dropped whole, so merging serves only
 /// readers, and each table more costs them one block. fjall stops all writing at 30.
 const TOP_LEVEL_TABLES: u8 = 12;
+
+/// With so many memtables to be written out fjall makes the next write wait, and with so many tables in
+/// the top level; both for ever if nobody works on it any more.
+const SEALED_MEMTABLES: usize = 4;
+const HALT_TABLES: usize = 28;
+const TABLES_POLL: Duration = Duration::from_millis(2);
+
+/// Where a damaged journal is tried out.
+const SCRATCH: &str = "check";
 
 /// One writes tables, one merges them. The third takes what is then still asked to be merged: fjall's
 /// first thread hands that on, and with nobody else to take it spins until the merge is over.
@@ -102,19 +114,20 @@ impl Storage {
         close_to_others(directory).map_err(&failed)?;
         let lock = lock(directory)?;
         let data = directory.join("data");
-        for leftover in ["new", "old"] {
+        for leftover in ["new", "old", SCRATCH] {
             remove(&directory.join(leftover)).map_err(&failed)?;
         }
         if !data.try_exists().map_err(&failed)? {
             return Ok(None);
         }
-        let db = open_database(&data).map_err(failure_in(directory))?;
+        let (db, prepared) = recover(directory, &data)?;
         if !db.keyspace_exists(META) {
             return Err(LogError::Corrupt("the log's format"));
         }
         let meta = db.keyspace(META, meta_options).map_err(failure_in(directory))?;
         let storage = Storage { directory: directory.to_owned(), db, meta, _lock: lock };
         storage.check_format()?;
+        storage.check_tables(prepared)?;
         // What came back from the journal may not have been flushed before the crash.
         storage.db.persist(PersistMode::SyncAll).map_err(storage.failure())?;
         Ok(Some(storage))
@@ -150,7 +163,53 @@ impl Storage {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        |source| LogError::Storage { directory: self.directory.clone(), source: source.into() }
+        failure_in(&self.directory)
+    }
+
+    /// Tables are written from flushed batches only, so none of them may know more than what is left of the
+    /// journal: what one keyspace has and another lost would be a hole that nobody sees.
+    fn check_tables(&self, journal: Prepared) -> Result<(), LogError> {
+        if journal.ending == Ending::Clean {
+            return Ok(());
+        }
+        let torn = journal.ending == Ending::Torn;
+        for name in self.db.list_keyspace_names() {
+            let keyspace = self.db.keyspace(&name, Default::default).map_err(self.failure())?;
+            let ahead = match (keyspace.tree.get_highest_persisted_seqno(), journal.last) {
+                (Some(persisted), Some(last)) => persisted > last,
+                // Of a new journal file only the torn first batch is left.
+                (Some(_), None) => !torn,
+                (None, _) => false,
+            };
+            if ahead {
+                return Err(LogError::Corrupt("its journal lost what had been flushed; check the disk"));
+            }
+        }
+        if !torn {
+            tracing::warn!(
+                directory = %self.directory.display(),
+                "the end of the log's journal was damaged, and is dropped, as after a crash of the machine: PostgreSQL \
+                 sends it again, or a new epoch begins if PostgreSQL was told to forget it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the engine still works.
+    pub(super) fn check(&self) -> Result<(), LogError> {
+        self.db.persist(PersistMode::Buffer).map_err(self.failure())
+    }
+
+    /// Waits until a keyspace takes `bytes` without making the engine wait in its own way: that does not
+    /// end when what it waits for has failed.
+    pub(super) fn wait_for_tables(&self, keyspace: &Keyspace, bytes: u64) -> Result<(), LogError> {
+        // A batch may fill one memtable of its own, and one more may be about to be sealed.
+        let most = if bytes > SPAN_MEMTABLE_BYTES / 2 { SEALED_MEMTABLES - 2 } else { SEALED_MEMTABLES - 1 };
+        while keyspace.sealed_memtable_count() >= most || keyspace.l0_table_count() >= HALT_TABLES {
+            self.check()?;
+            thread::sleep(TABLES_POLL);
+        }
+        Ok(())
     }
 
     fn check_format(&self) -> Result<(), LogError> {
@@ -185,6 +244,7 @@ impl Storage {
     }
 
     pub(super) fn keep(&self, name: &str, value: Option<&[u8]>) -> Result<(), LogError> {
+        self.wait_for_tables(&self.meta, 0)?;
         let kept = match value {
             Some(value) => self.meta.insert(kept_key(name), value),
             None => self.meta.remove(kept_key(name)),
@@ -231,8 +291,9 @@ impl Storage {
         self.meta.prefix(format!("{kind}{prefix}")).map(decode).collect()
     }
 
-    pub(super) fn shapes(&self) -> Result<Vec<Shape>, LogError> {
-        self.all("shape/", "a shape")
+    pub(super) fn shapes(&self) -> Result<Shapes, LogError> {
+        let shapes: Vec<Shape> = self.all("shape/", "a shape")?;
+        Ok(shapes.into_iter().map(|shape| (shape.id, Arc::new(shape))).collect())
     }
 
     pub(super) fn marks(&self) -> Result<Vec<Mark>, LogError> {
@@ -319,6 +380,23 @@ fn close_to_others(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// Opens the database behind a journal that is whole.
+fn recover(directory: &Path, data: &Path) -> Result<(Database, Prepared), LogError> {
+    let prepared = journal::prepare(data).map_err(failure_in(directory))?;
+    match open_guarded(data) {
+        Err(fjall::Error::JournalRecovery(_)) => {
+            let left = journal::salvage(data, &directory.join(SCRATCH)).map_err(failure_in(directory))?;
+            Ok((open_guarded(data).map_err(failure_in(directory))?, left))
+        }
+        opened => Ok((opened.map_err(failure_in(directory))?, prepared)),
+    }
+}
+
+/// The engine does not expect every damage that a file can have.
+fn open_guarded(path: &Path) -> fjall::Result<Database> {
+    catch_unwind(AssertUnwindSafe(|| open_database(path))).unwrap_or(Err(fjall::Error::Unrecoverable))
+}
+
 fn open_database(path: &Path) -> fjall::Result<Database> {
     Database::builder(path)
         .cache_size(BLOCK_CACHE_BYTES)
@@ -403,6 +481,12 @@ fn span_options() -> KeyspaceCreateOptions {
 const LOCK_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 fn lock(directory: &Path) -> Result<File, LogError> {
+    let in_use = || failure_in(directory)(io::Error::other("it is still open, here or in another process"));
+    try_lock(directory)?.ok_or_else(in_use)
+}
+
+/// `None`: it is still locked after [`LOCK_PATIENCE`].
+fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     let failed = failure_in(directory);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
     let file = file.map_err(&failed)?;
@@ -410,13 +494,17 @@ fn lock(directory: &Path) -> Result<File, LogError> {
     while let Err(error) = file.try_lock() {
         match error {
             fs::TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_PATIENCE / 50),
-            fs::TryLockError::WouldBlock => {
-                return Err(failed(io::Error::other("another process has it open")));
-            }
+            fs::TryLockError::WouldBlock => return Ok(None),
             fs::TryLockError::Error(error) => return Err(failed(error)),
         }
     }
-    Ok(file)
+    Ok(Some(file))
+}
+
+/// Waits a moment until nobody has the log of a directory open; whether that is so.
+pub(super) fn is_free(directory: &Path) -> Result<bool, LogError> {
+    let there = directory.try_exists().map_err(failure_in(directory))?;
+    Ok(!there || try_lock(directory)?.is_some())
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -426,9 +514,27 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn failure_in<E>(directory: &Path) -> impl Fn(E) -> LogError + '_
+pub(super) fn failure_in<E>(directory: &Path) -> impl Fn(E) -> LogError + '_
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    |source| LogError::Storage { directory: directory.to_owned(), source: source.into() }
+    |source| {
+        let (source, directory) = (source.into(), directory.to_owned());
+        match source.downcast_ref::<fjall::Error>().is_some_and(is_damage) {
+            true => LogError::Damaged { directory, source },
+            false => LogError::Storage { directory, source },
+        }
+    }
+}
+
+/// Whether trying again leads to the same: bytes that are not what was written.
+fn is_damage(error: &fjall::Error) -> bool {
+    use fjall::{Error, LsmError};
+    match error {
+        Error::Storage(LsmError::Io(error)) | Error::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        Error::Poisoned | Error::Locked | Error::KeyspaceDeleted => false,
+        _ => true,
+    }
 }

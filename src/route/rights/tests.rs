@@ -288,6 +288,21 @@ fn what_the_log_keeps_comes_to_the_same() {
 }
 
 #[test]
+fn what_the_log_has_damaged_is_an_error_and_no_grant() {
+    let (mut router, mut log) = (router(), BTreeMap::new());
+    insert(&mut router, "1", Some("7"), Some("ann"));
+    kept(&mut log, &mut router);
+    for audience in ["team:*", "team:%41", "team:7:x", ""] {
+        let damaged = log.keys().map(|name| {
+            let value = format!("{{\"u\":\"ann\",\"a\":\"{audience}\"}}");
+            (name.clone(), value.into_bytes())
+        });
+        let mut restored = Router::new(router.state().clone());
+        assert!(restored.restore_rights(damaged).is_err(), "{audience}");
+    }
+}
+
+#[test]
 fn a_truncated_catalog_grants_nothing() {
     let mut router = router();
     insert(&mut router, "1", Some("7"), Some("ann"));

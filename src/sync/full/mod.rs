@@ -12,6 +12,8 @@ mod completing;
 mod copy;
 mod error;
 mod fencing;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod job;
 mod rows;
 mod select;

@@ -4,10 +4,10 @@
 //! 1 MiB. All spools share a budget; one that cannot be held is refused before the database is kept
 //! waiting for it.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,6 +18,9 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// One answer holds no more than this in memory, so that a few large ones leave room for many small.
 const MEMORY_OF_ONE: u64 = 8 * 1024 * 1024;
 
+/// With this begin the names of temporary files, where they have one.
+const TEMPORARY: &[u8] = b".tmp";
+
 /// What all spools together may hold.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -27,8 +30,22 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// Removes what a crash may have left in the directory.
     pub(super) fn new(memory: u64, disk: u64, directory: PathBuf) -> Self {
+        remove_left_over(&directory);
         Budget { memory: AtomicU64::new(memory), disk: AtomicU64::new(disk), directory }
+    }
+}
+
+/// Where files without a name are unknown they have one for a moment; a crash may leave it.
+fn remove_left_over(directory: &Path) {
+    // Nothing was spooled here yet, or nothing can be: then that is told when it is tried.
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMPORARY));
+        if ours && let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "a file that a crash left in the spool could not be removed");
+        }
     }
 }
 
@@ -117,20 +134,26 @@ impl Spool {
             return Err(SpoolError::Full);
         }
         let offset = self.disk;
+        if let Err(source) = self.write(&bytes, offset) {
+            self.budget.disk.fetch_add(size, Ordering::Relaxed);
+            return Err(SpoolError::Write { directory: self.budget.directory.clone(), source });
+        }
         self.disk += size;
+        self.pages.push(Page::File { offset, length: bytes.len() });
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let directory = &self.budget.directory;
-        let failed = |source| SpoolError::Write { directory: directory.clone(), source };
         let file = match &mut self.file {
             Some(file) => file,
             empty => {
                 // Without a name: it is gone with the process, however that ends.
-                std::fs::create_dir_all(directory).map_err(failed)?;
-                empty.insert(tempfile::tempfile_in(directory).map_err(failed)?)
+                fs::create_dir_all(directory)?;
+                empty.insert(tempfile::tempfile_in(directory)?)
             }
         };
-        file.write_all(&bytes).map_err(failed)?;
-        self.pages.push(Page::File { offset, length: bytes.len() });
-        Ok(())
+        file.write_all_at(bytes, offset)
     }
 }
 
@@ -241,7 +264,20 @@ mod tests {
         spool.add(filled(1, "{}")).unwrap();
         assert!(matches!(spool.add(filled(3, "{}")), Err(SpoolError::Full)));
         let missing = Arc::new(Budget::new(0, 60, "/proc/nowhere".into()));
-        assert!(matches!(Spool::new(missing).add(filled(1, "{}")), Err(SpoolError::Write { .. })));
+        let mut failed = Spool::new(Arc::clone(&missing));
+        assert!(matches!(failed.add(filled(1, "{}")), Err(SpoolError::Write { .. })));
+        assert_eq!(missing.disk.load(Ordering::Relaxed), 60, "what could not be written takes nothing");
+    }
+
+    #[test]
+    fn what_a_crash_left_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [".tmpAbCdEf", "notes.txt"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        drop(Budget::new(0, 0, directory.path().to_owned()));
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes.txt"]);
     }
 
     #[test]

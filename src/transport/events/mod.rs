@@ -8,6 +8,8 @@
 //! a reader that takes nothing costs one outbox and one chunk, and ends after two heartbeats.
 
 mod encode;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod stream;
 
 use std::convert::Infallible;

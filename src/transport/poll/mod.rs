@@ -8,6 +8,8 @@
 //! waits holds none of the places of those who read.
 
 mod answer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -282,6 +282,7 @@ fn relay(feed: &Arc<Feed>) -> Relay {
     let limits = Limits {
         heartbeat: Duration::from_secs(30),
         auth_timeout: Duration::from_secs(5),
+        request_timeout: Duration::from_secs(60),
         max_message_size: 65_536,
         // A few transactions, so that outboxes overflow often.
         outbox_size: 1_200,

@@ -22,6 +22,9 @@ use crate::transport::session::{Frame, Session, Step, restart};
 
 /// A device that has not said who it is may send this much.
 const MAX_UNAUTHENTICATED_BYTES: usize = 8 * 1024;
+/// Frames that wait for being written while a device speaks: what it is owed must not grow with what it
+/// sends. One message can add some hundreds.
+const MAX_UNWRITTEN: usize = 64;
 /// How long the goodbye may take.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -129,7 +132,9 @@ impl Driver {
             self.write(session, &mut beats).await?;
             if step == Step::Worked {
                 // More may be ready; but a device that speaks meanwhile is heard.
-                while let Some(message) = self.incoming.next().now_or_never() {
+                while self.out.len() < MAX_UNWRITTEN
+                    && let Some(message) = self.incoming.next().now_or_never()
+                {
                     self.take_message(session, message).await?;
                 }
                 session.check_over(&mut self.out)?;

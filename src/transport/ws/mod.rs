@@ -7,6 +7,8 @@
 //! closed after two heartbeats.
 
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod outgoing;
 
 use std::sync::Arc;

@@ -25,6 +25,7 @@
 //! * [`scene`]: a database with the catalog, a relay on it, and what a device was told, in lines.
 //! * [`dice`]: chance that can be repeated, by its seed.
 //! * [`writers`]: applications that write at random.
+//! * [`disk`]: disks that are full or fail, while the relay runs.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
 //! * [`watchdog`]: ends the run when a test does not.
 //!
@@ -37,6 +38,7 @@ pub(crate) mod cli;
 pub(crate) mod copy;
 pub(crate) mod device;
 pub(crate) mod dice;
+pub(crate) mod disk;
 pub(crate) mod events;
 pub(crate) mod follower;
 pub(crate) mod frame;

@@ -25,6 +25,9 @@ const LISTENING: &str = "listening on http";
 pub(crate) struct Setup {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// See [`super::disk`].
+    pub(super) faulty_disk: bool,
+    pub(super) small_disk: Option<u64>,
 }
 
 /// A relay with a log directory of its own. Killed when dropped.
@@ -81,7 +84,8 @@ impl Relay {
 
     /// A relay on any database URL, such as a proxy's.
     pub(crate) fn on_url(url: &str) -> Setup {
-        Setup { arguments: Vec::new(), environment: Vec::new() }
+        let (arguments, environment) = (Vec::new(), Vec::new());
+        Setup { arguments, environment, faulty_disk: false, small_disk: None }
             .env("ROWCAST_DATABASE_URL", url)
             .env("ROWCAST_LISTEN", "127.0.0.1:0")
             .env("ROWCAST_JWT_SECRET", token::SECRET)
@@ -217,7 +221,7 @@ impl Relay {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
+        let mut command = self.setup.disk_command(env!("CARGO_BIN_EXE_rowcast"), self.log.path());
         command.arg("serve").args(&self.setup.arguments);
         for (name, _) in std::env::vars_os() {
             if name.to_str().is_some_and(|name| name.starts_with("ROWCAST_")) {
@@ -226,6 +230,7 @@ impl Relay {
         }
         command
             .env("ROWCAST_LOG_DIR", self.log.path())
+            .envs(self.setup.home(self.log.path()).map(|home| ("ROWCAST_DATA_DIR", home)))
             .env("NO_COLOR", "1")
             .envs(self.setup.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -238,6 +243,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        self.mend_disk();
         let output = self.output();
         if std::thread::panicking() {
             eprintln!("--- relay output, end ---\n{}", output[output.len().saturating_sub(60)..].join("\n"));

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod crash;
+mod damage;
 mod everyday;
 mod format;
 mod retention;

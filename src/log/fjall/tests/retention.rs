@@ -98,3 +98,51 @@ async fn a_transaction_in_parts_stays_in_one_span() {
     put_row(&log, 200, 10).await;
     assert_eq!(log.oldest(), Position::boundary(Lsn::new(120)), "too large to keep, forgotten whole");
 }
+
+fn blocks(directory: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => blocks(&entry.path()),
+        Ok(found) => found.blocks() * 512,
+        // Gone in between.
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
+
+#[tokio::test]
+async fn what_is_forgotten_gives_its_space_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = LogOptions { max_age: Duration::from_secs(8 * 3600), ..options(directory.path()) };
+    let now = Arc::new(AtomicI64::new(0));
+    let clock = Arc::clone(&now);
+    let clock = Arc::new(move || clock.load(Ordering::Relaxed));
+    let log = FjallLog::create_at(&options, &beginning(100), clock).unwrap();
+    let tables = directory.path().join("data/keyspaces");
+    let base = blocks(&tables);
+    let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
+    for n in 0..200 {
+        // What cannot be compressed.
+        let json: String = (0..12_500)
+            .map(|_| {
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n);
+                format!("{:08x}", noise >> 32)
+            })
+            .collect();
+        put(&log, whole(transaction(110 + n * 20, vec![row(1, 1, "k", &json, &[("user:1", true, true)])])))
+            .await;
+    }
+    let most = blocks(&tables);
+    assert!(most > base + (8 << 20), "{most}");
+    now.store(20 * HOUR, Ordering::Relaxed);
+    put_row(&log, 10_000, 10).await;
+    now.store(40 * HOUR, Ordering::Relaxed);
+    put_row(&log, 10_100, 10).await;
+    assert_eq!(commits(&log), [10_000, 10_100]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while blocks(&tables) > base + (1 << 20) {
+        assert!(std::time::Instant::now() < deadline, "{base} {most} {}", blocks(&tables));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
