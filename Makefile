@@ -5,6 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
 SEEDS ?= $(if $(SEED),1,50)
+# Of the oracle: tables,devices,rounds,connections,transactions,alterations.
+SIZE ?=
 # What breaks meanwhile: none, all, or names of faults with commas between them.
 FAULTS ?= none
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
@@ -60,7 +62,8 @@ test-matrix: deps
 	MATRIX_ARGS='--test-threads=$(TEST_THREADS)' sh scripts/test-matrix.sh $(VERSIONS)
 
 oracle: deps
-	ROWCAST_ORACLE_SEEDS=$(SEEDS) ROWCAST_ORACLE_FAULTS=$(FAULTS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+	ROWCAST_ORACLE_SEEDS=$(SEEDS) ROWCAST_ORACLE_FAULTS=$(FAULTS) $(if $(SIZE),ROWCAST_ORACLE_SIZE=$(SIZE)) \
+		$(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
 
 # Half an hour, 10,000 open files, some 5 GB of disk; the figures are printed. BOUNDS=sessions runs one of them.
 BOUNDS ?=

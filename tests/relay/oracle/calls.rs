@@ -34,6 +34,8 @@ impl Traveller {
         let told = tables.values().all(|table| table.full || table.unavailable);
         assert!(told, "{} is not given all in full: {tables:?}", self.whereabouts());
         self.done.full += 1;
+        // What it does not name is not tracked any more.
+        self.copy.keep_only(|table| tables.contains_key(table));
         self.copy.apply_sync(&pages);
         self.stand(&pages);
         Ok(())

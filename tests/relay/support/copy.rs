@@ -11,12 +11,14 @@ use super::frame::Change;
 use super::http::Http;
 use super::postgres::TestPostgres;
 
-/// Rows by table (the topic's last segment) and the key's text; records as they were sent.
+/// Rows by table (the topic's last segment, decoded) and the key's text; records as they were sent.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Copy {
     rows: BTreeMap<(String, String), String>,
     /// The newest change of each topic: what comes later must have a greater cursor.
     applied: HashMap<String, String>,
+    /// Tables may be altered: an update of a row may show it before the device is told to sync.
+    pub(crate) altered: bool,
 }
 
 /// One page of a POST `/api/realtime/sync` answer.
@@ -55,7 +57,7 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(change.topic_table(), change, false);
+        self.put(&change.topic_table(), change, false);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
@@ -88,7 +90,7 @@ impl Copy {
 
     /// Puts rows of a snapshot into it.
     pub(crate) fn put_rows(&mut self, rows: &[Change]) {
-        rows.iter().for_each(|row| self.put(row.topic_table(), row, false));
+        rows.iter().for_each(|row| self.put(&row.topic_table(), row, false));
     }
 
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
@@ -97,6 +99,11 @@ impl Copy {
         let mut pages = pages(http, body).await;
         self.apply_sync(&pages);
         pages.pop().map(|page| page.cursor).unwrap_or_default()
+    }
+
+    /// Drops the rows of other tables.
+    pub(crate) fn keep_only(&mut self, named: impl Fn(&str) -> bool) {
+        self.rows.retain(|(table, _), _| named(table));
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -114,8 +121,23 @@ impl Copy {
     /// Asserts that the copy of a table holds exactly the rows that `query` selects, as
     /// `row_to_json` prints them.
     pub(crate) async fn assert_equals(&self, postgres: &TestPostgres, table: &str, query: &str) {
-        let expected = rows_as_json(postgres, query).await;
-        assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
+        let differences = self.differences(postgres, table, query).await;
+        assert!(differences.is_empty(), "the copy of {table} is not what the database has:\n{differences}");
+    }
+
+    /// What the copy of a table holds and `query` does not select, and the other way round, a line each.
+    pub(crate) async fn differences(&self, postgres: &TestPostgres, table: &str, query: &str) -> String {
+        let (copied, expected) = (self.records(table), rows_as_json(postgres, query).await);
+        let lines = |of: &[String], other: &[String], what: &str| {
+            let lacking = of.iter().filter(|record| !other.contains(record));
+            lacking.map(|record| format!("  only in the {what}: {record}\n")).collect::<String>()
+        };
+        let mut differences = lines(&copied, &expected, "copy") + &lines(&expected, &copied, "database");
+        if differences.is_empty() && copied != expected {
+            differences =
+                format!("  {} rows in the copy, {} in the database\n", copied.len(), expected.len());
+        }
+        differences
     }
 
     fn put(&mut self, table: &str, change: &Change, repeats: bool) {
@@ -136,7 +158,7 @@ impl Copy {
                     unchanged => {
                         let before = self.rows.get(&place);
                         let before = before.unwrap_or_else(|| panic!("no row to keep values of: {change:?}"));
-                        merge(before, change.record_text(), unchanged)
+                        merge(before, change.record_text(), unchanged, self.altered)
                     }
                 };
                 self.rows.insert(place, record);
@@ -176,9 +198,17 @@ pub(crate) async fn rows_as_json(postgres: &TestPostgres, query: &str) -> Vec<St
 
 /// The record before with the values of the new one; the columns named in `unchanged` are the only
 /// ones that the new one lacks.
-fn merge(before: &str, after: &str, unchanged: &[String]) -> String {
-    let before: Columns = serde_json::from_str(before).unwrap();
+fn merge(before: &str, after: &str, unchanged: &[String], altered: bool) -> String {
+    let mut before: Columns = serde_json::from_str(before).unwrap();
     let after: Columns = serde_json::from_str(after).unwrap();
+    if altered {
+        let stays =
+            |name: &String| unchanged.contains(name) || after.0.iter().any(|(known, _)| known == name);
+        before.0.retain(|(name, _)| stays(name));
+        let added = after.0.iter().filter(|(name, _)| !before.0.iter().any(|(known, _)| known == name));
+        let added: Vec<_> = added.cloned().collect();
+        before.0.extend(added);
+    }
     let mut taken = 0;
     let columns = before.0.iter().map(|(name, old)| {
         let new = after.0.iter().find(|(known, _)| known == name);
@@ -255,6 +285,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "column b: in the record, or unchanged")]
     fn a_column_left_out_silently_is_an_error() {
-        merge(r#"{"id":1,"a":1,"b":2}"#, r#"{"id":1}"#, &["a".to_owned()]);
+        merge(r#"{"id":1,"a":1,"b":2}"#, r#"{"id":1}"#, &["a".to_owned()], false);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use super::super::schema::Schema;
 use super::super::traveller::{Done, Traveller};
 use super::super::weather::Weather;
 use super::super::wish::Wish;
@@ -16,7 +17,7 @@ const WRITTEN: [Written; 6] = [A, B, C, D, G, T];
 const CONNECTIONS: usize = 4;
 /// Quiet points.
 const ROUNDS: u64 = 2;
-const GRANTS: &str = "user:{sub}:*,team:{sub}:*,global:*";
+const GRANTS: &str = "user:{sub}:*,team:{sub}:*,global:*,room:lobby:*";
 
 /// Runs a seed: as many rounds, and up to three faults in each.
 pub(crate) async fn run(seed: u64, faults: &[Fault], named: &str) {
@@ -27,12 +28,16 @@ pub(crate) async fn run(seed: u64, faults: &[Fault], named: &str) {
         setup.env("ROWCAST_GRANTS", GRANTS).env("ROWCAST_OUTBOX_SIZE", "16KiB")
     })
     .await;
+    let schema = Arc::new(Schema::of_writers());
+    schema.look(&world.pg.client().await).await.unwrap();
     let mut travellers = Vec::new();
-    for user in ["1", "2", "3"] {
+    for user in schema.owners.users {
         for device in ["a", "b"] {
-            let (wish, dice) = (Wish::of(user, &mut dice), Dice(dice.next()));
+            let (wish, dice) = (Wish::of(&schema, user, &mut dice), Dice(dice.next()));
             let address = world.address();
-            travellers.push(Traveller::start(address, Weather::Rough, user, device, wish, dice).await);
+            let mut traveller = Traveller::start(address, Weather::Rough, user, device, wish, dice).await;
+            traveller.copy.altered = true;
+            travellers.push(traveller);
         }
     }
     let mut thrown = Vec::new();
@@ -61,6 +66,7 @@ pub(crate) async fn run(seed: u64, faults: &[Fault], named: &str) {
         for traveller in travelling {
             let mut traveller = traveller.await.unwrap_or_else(|error| panic!("{again}: {error}"));
             traveller.arrive(&world.pg).await;
+            schema.look(&world.pg.client().await).await.unwrap();
             for (table, query) in traveller.wish.queries() {
                 traveller.copy.assert_equals(&world.pg, &table, &query).await;
             }
