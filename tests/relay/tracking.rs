@@ -3,10 +3,12 @@
 
 use serde_json::{Value, json};
 
+use crate::support::copy::Copy;
 use crate::support::device::Device;
 use crate::support::frame::{Change, Frame};
 use crate::support::http::Response;
-use crate::support::postgres::{TestPostgres, explain};
+use crate::support::postgres::{DATABASE, TestPostgres, explain};
+use crate::support::proxy::{Flow, Proxy, Upstream};
 use crate::support::relay::Relay;
 use crate::support::stage::{database, frames_until_now, relay_on, synced};
 use crate::support::wait::{PATIENCE, eventually, within};
@@ -435,4 +437,50 @@ async fn what_happened_to_the_catalog_while_the_relay_was_away_is_applied_in_ord
         synced(&relay.http_as("1"), &meals, if crash { 2 } else { 1 }).await;
     }
     assert_eq!(relay.metric("rowcast_new_epochs_total").await.unwrap_or(0.0), 0.0);
+}
+
+/// What such an answer's cursor vouches for lies behind the second track: the table has to come with its rows.
+#[tokio::test]
+async fn a_full_answer_that_began_before_a_table_was_tracked_again_has_its_rows() {
+    let pg = database().await;
+    pg.sql(TABLES).await;
+    pg.sql("SELECT rowcast.track('orders'); INSERT INTO orders VALUES (1, 1, 0, 'there all the time')").await;
+    let link = Proxy::start_before_postgres(Upstream::Unix(pg.socket())).await;
+    let relay = Relay::on_url(&link.postgres_url(DATABASE))
+        .env("ROWCAST_FINGERPRINT_INTERVAL", "100ms")
+        .start()
+        .await;
+    let http = relay.http_as("1");
+    // Tables in full for a mark, and because nothing can be gone on from.
+    for cursor in [None, Some("0000000000000001.0000000000000001.00000000".to_owned())] {
+        let mut body = json!({"device_id": "rest", "topics": ["user:1:*"]});
+        let mut copy = Copy::default();
+        body["cursor"] = copy.sync(&http, &body).await.into();
+        assert_eq!(copy.records("orders").len(), 1);
+        pg.sql("SELECT rowcast.untrack('orders')").await;
+        eventually(PATIENCE, "the untrack is in force", async || {
+            sync(&relay, "1", &["user:1:*"], body["cursor"].as_str().unwrap())
+                .await
+                .full_reason("orders")
+                .map(drop)
+        })
+        .await;
+        // The database knows of the second track when the answer begins, and the relay not yet.
+        link.set_changes(Flow::Stalled);
+        pg.sql("SELECT rowcast.track('orders')").await;
+        let fences = relay.metric("rowcast_fences_total").await;
+        if let Some(cursor) = cursor {
+            body["cursor"] = cursor.into();
+        }
+        let syncing = copy.sync(&http, &body);
+        let going_on = async {
+            eventually(PATIENCE, "a fence is committed", async || {
+                (relay.metric("rowcast_fences_total").await > fences).then_some(())
+            })
+            .await;
+            link.set_changes(Flow::Open);
+        };
+        tokio::join!(syncing, going_on);
+        copy.assert_equals(&pg, "orders", "SELECT * FROM orders").await;
+    }
 }

@@ -147,8 +147,13 @@ fn check(
     taken: &Taken,
     directory: &Directory,
 ) -> Result<(), Refused> {
-    // The request may have waited for its turn since it was looked at.
-    if !wanted.iter().all(|table| table.is_tracked_so(directory)) {
+    // The request may have waited for its turn since it was looked at. A table that was untracked then, and is
+    // given without rows, may be tracked again by now: the answer's cursor lies behind that.
+    let tracked_so = |table: &Arc<str>| {
+        let read = wanted.iter().find(|wanted| wanted.tracked.name == *table);
+        directory.generation(table) == read.map(|wanted| wanted.tracked.generation)
+    };
+    if !reading.plan.full.keys().all(tracked_so) {
         return Err(Refused::Again);
     }
     let stale = |mark: &Mark| {
