@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use rowcast::topic::decode_segment;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -11,7 +12,7 @@ use super::frame::Change;
 use super::http::Http;
 use super::postgres::TestPostgres;
 
-/// Rows by table (the topic's last segment) and the key's text; records as they were sent.
+/// Rows by table (the topic's last segment, decoded) and the key's text; records as they were sent.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Copy {
     rows: BTreeMap<(String, String), String>,
@@ -27,6 +28,7 @@ pub(crate) struct SyncPage {
     pub(crate) topics: Vec<String>,
     pub(crate) tables: HashMap<String, SyncTable>,
     pub(crate) changes: HashMap<String, Vec<Change>>,
+    /// Patterns that the cursor vouched for and the token no longer grants.
     #[serde(default)]
     pub(crate) revoked: Vec<String>,
     pub(crate) has_more: bool,
@@ -55,7 +57,24 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(change.topic_table(), change, false);
+        self.put(&table_of(&change.topic), change, false);
+    }
+
+    /// Applies a change that the copy may have had before, and others behind it: they are repeated too.
+    pub(crate) fn apply_again(&mut self, change: &Change) {
+        self.put(&table_of(&change.topic), change, true);
+    }
+
+    /// Forgets all rows of tables.
+    pub(crate) fn forget(&mut self, which: impl Fn(&str) -> bool) {
+        self.rows.retain(|(table, _), _| !which(table));
+        self.applied.retain(|topic, _| !which(&table_of(topic)));
+    }
+
+    /// Takes all rows of another copy, which has none of the same tables.
+    pub(crate) fn take_in(&mut self, other: Copy) {
+        self.rows.extend(other.rows);
+        self.applied.extend(other.applied);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
@@ -88,7 +107,7 @@ impl Copy {
 
     /// Puts rows of a snapshot into it.
     pub(crate) fn put_rows(&mut self, rows: &[Change]) {
-        rows.iter().for_each(|row| self.put(row.topic_table(), row, false));
+        rows.iter().for_each(|row| self.put(&table_of(&row.topic), row, false));
     }
 
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
@@ -105,7 +124,8 @@ impl Copy {
 
     /// The records of a table, sorted as text.
     pub(crate) fn records(&self, table: &str) -> Vec<String> {
-        let of_table = self.rows.iter().filter(|((known, _), _)| known == table);
+        let table = decode_segment(table).unwrap_or_else(|_| table.to_owned());
+        let of_table = self.rows.iter().filter(|((known, _), _)| *known == table);
         let mut records: Vec<String> = of_table.map(|(_, record)| record.clone()).collect();
         records.sort();
         records
@@ -146,6 +166,12 @@ impl Copy {
     }
 }
 
+/// A table as answers over REST name it: the topic's last segment, decoded.
+pub(crate) fn table_of(topic: &str) -> String {
+    let segment = topic.rsplit(':').next().unwrap_or_default();
+    decode_segment(segment).unwrap_or_else(|_| segment.to_owned())
+}
+
 /// Asks for pages of a sync over REST until there is no more.
 pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage> {
     let mut body = body.clone();
@@ -159,6 +185,17 @@ pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage
             return pages;
         }
     }
+}
+
+/// The key of a record, as changes have it.
+pub(crate) fn key_of(record: &str, key: &[String]) -> String {
+    let record: Columns = serde_json::from_str(record).unwrap();
+    let column = |name: &String| {
+        let known = record.0.iter().find(|(known, _)| known == name);
+        let (_, value) = known.unwrap_or_else(|| panic!("a record without its key's column {name}"));
+        format!("{}:{}", serde_json::to_string(name).unwrap(), value.get())
+    };
+    format!("{{{}}}", key.iter().map(column).collect::<Vec<_>>().join(","))
 }
 
 /// What `query` selects as `row_to_json` prints it, sorted; newlines between the tokens of a `json`
