@@ -7,14 +7,18 @@ ARGS ?=
 SEEDS ?= $(if $(SEED),1,50)
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4
+# The versions of PostgreSQL that the integration tests run on, by their first number.
+VERSIONS ?= 15 16 17 18
 
-.PHONY: help demo demo-check test test-mutants oracle deps lint docs
+.PHONY: help demo demo-check test test-matrix test-mutants test-bounds oracle deps lint docs
 
 help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
 	@echo 'make demo-check  the same, checking itself and ending'
 	@echo 'make test        format, lints, documentation, unit and integration tests'
+	@echo 'make test-matrix  the integration tests on PostgreSQL 15 to 18, with servers from npm (VERSIONS="17 18" for some)'
 	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n'
+	@echo 'make test-bounds  what must stay bounded at full size: 10,000 sessions, a transaction of 2 million rows, …'
 	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
 deps:
@@ -40,8 +44,16 @@ test: deps lint docs
 	$(CARGO) test --quiet --no-run
 	$(CARGO) test -- --test-threads=$(TEST_THREADS)
 
+test-matrix: deps
+	MATRIX_ARGS='--test-threads=$(TEST_THREADS)' sh scripts/test-matrix.sh $(VERSIONS)
+
 oracle: deps
 	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+
+# Half an hour, 10,000 open files, some 5 GB of disk; the figures are printed. BOUNDS=sessions runs one of them.
+BOUNDS ?=
+test-bounds: deps
+	ROWCAST_TEST_BOUNDS=full $(CARGO) test --test relay -- bounds::$(BOUNDS) --test-threads=1 --nocapture
 
 # The tests of the handoff, against a relay that forgets what a snapshot does not show: each must fail.
 MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated \

@@ -17,6 +17,7 @@ mod opening;
 mod poller;
 mod progress;
 mod reach;
+mod release;
 mod rights;
 mod rows;
 mod schema;

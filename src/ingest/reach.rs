@@ -51,7 +51,11 @@ impl Reach {
             );
             table.blocked &= !ends_block;
             table.upto = table.upto.max(mark.upto);
-            mark.upto = if table.blocked { Position::MAX } else { table.upto };
+            mark.upto = table.upto;
+            if table.blocked {
+                // What readers wait for is that it ends; the other reason passes with it.
+                (mark.upto, mark.reason) = (Position::MAX, Reason::Identity);
+            }
         }
         marks
     }
@@ -96,6 +100,18 @@ mod tests {
         assert_eq!(put(&mut reach, at(20), Reason::Identity), at(40));
         put(&mut reach, Position::MAX, Reason::Identity);
         assert_eq!(put(&mut reach, at(50), Reason::Retracked), at(50));
+    }
+
+    #[test]
+    fn readers_of_a_blocked_table_are_told_that_it_is() {
+        let mut reach = Reach::default();
+        put(&mut reach, Position::MAX, Reason::Identity);
+        let mark =
+            |upto, reason| Mark { table: "orders".into(), audience: None, scopes: Vec::new(), upto, reason };
+        let told = reach.extend(vec![mark(at(40), Reason::SchemaChanged)]);
+        assert_eq!(told, [mark(Position::MAX, Reason::Identity)]);
+        let told = reach.extend(vec![mark(at(50), Reason::Retracked)]);
+        assert_eq!(told, [mark(at(50), Reason::Retracked)]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
+use super::release::released;
 use super::{IngestOptions, PUBLICATION, visibility};
 use crate::cursor::Epoch;
 use crate::feed::{CurrentFeed, Feed};
@@ -237,6 +238,9 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
+            if shutdown.run_until_cancelled(released(old)).await.is_none() {
+                return Ok(None);
+            }
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {

@@ -3,12 +3,13 @@
 //! Each step reads one page and blocks on the disk; a reader that is slow or gone costs nothing
 //! between steps.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
 use super::answer::{Tail, write_change_lines, write_error_line};
 use super::error::SyncError;
+use super::full::FullError;
 use super::reading::Reading;
 use super::request::{MAX_LIMIT, SyncRequest};
 use super::{head, next_sync};
@@ -22,7 +23,8 @@ use crate::position::Position;
 /// With a `limit` it ends after one page, without at the log's end.
 #[derive(Debug)]
 pub struct SyncStream {
-    feed: Arc<Feed>,
+    /// A reader that takes its time holds no log open that is over.
+    feed: Weak<Feed>,
     reading: Reading,
     after: Position,
     total_changes: usize,
@@ -36,6 +38,7 @@ impl SyncStream {
     pub fn open(feed: Arc<Feed>, identity: &Identity, request: &SyncRequest) -> Result<Self, SyncError> {
         let reading = Reading::begin(&feed, identity, request)?;
         let after = reading.plan.after;
+        let feed = Arc::downgrade(&feed);
         Ok(SyncStream { feed, reading, after, total_changes: 0, began: false, ended: false, complete: false })
     }
 
@@ -66,7 +69,8 @@ impl SyncStream {
 
     fn write_page(&mut self, out: &mut Vec<u8>) -> Result<(), SyncError> {
         let limit = self.reading.request.limit;
-        let part = self.reading.part(&self.feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
+        let part = self.reading.part(&feed, self.after, limit.unwrap_or(MAX_LIMIT))?;
         write_change_lines(&part.changes, self.reading.request.numbers_as_strings, out);
         self.total_changes += part.len();
         self.after = part.end;
@@ -75,7 +79,7 @@ impl SyncStream {
         }
         self.ended = true;
         let tail = Tail {
-            cursor: self.reading.cursor(&self.feed, part.end)?.to_string(),
+            cursor: self.reading.cursor(&feed, part.end)?.to_string(),
             sync_timestamp: Some(part.sync_timestamp),
             total_changes: self.total_changes,
             has_more: part.more,

@@ -79,6 +79,10 @@ fn describe() {
     describe_gauge!("rowcast_lag_seconds", Unit::Seconds, "how long ingest has been behind");
     describe_gauge!("rowcast_sessions", "live connections of devices");
     describe_gauge!("rowcast_users", "users with a live connection");
+    describe_gauge!(
+        "rowcast_tasks",
+        "tasks of the runtime: connections, sessions, full syncs, and the relay's own"
+    );
     describe_gauge!("rowcast_devices", "devices of users with a live connection");
     describe_gauge!(
         "rowcast_devices_unwritten",
@@ -201,6 +205,10 @@ fn set_gauges(relay: &Relay) {
     gauge!("rowcast_sessions").set(sessions as f64);
     gauge!("rowcast_users").set(users as f64);
     gauge!("rowcast_devices").set(relay.sessions.devices() as f64);
+    // Ingest has a runtime of its own, with one task.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        gauge!("rowcast_tasks").set(runtime.metrics().num_alive_tasks() as f64);
+    }
     gauge!("rowcast_devices_unwritten").set(relay.devices.unwritten() as f64);
     let set_lsn =
         |stage: &'static str, lsn: Lsn| gauge!("rowcast_lsn", "stage" => stage).set(lsn.get() as f64);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod big;
+mod bounds;
 mod catalog;
 mod check;
 mod crash;
@@ -11,6 +12,7 @@ mod devices;
 mod edge;
 mod events;
 mod full;
+mod gaps;
 mod grants;
 mod guard;
 mod harness;

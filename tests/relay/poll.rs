@@ -104,7 +104,9 @@ impl Poller {
     }
 
     async fn arrive(&mut self, pg: &TestPostgres) {
+        let begun = Instant::now();
         while !self.copy.records("a").iter().any(|record| record.contains(LAST)) {
+            assert!(begun.elapsed() < 3 * PATIENCE, "user {} is at {}", self.user, self.cursor);
             self.ask().await;
         }
         for table in ["a", "b"] {
@@ -146,11 +148,14 @@ async fn polls_by_timestamp_never_miss() {
     let mut dice = Dice::seeded("polls_by_timestamp_never_miss");
     let (pg, relay) = scene(TABLES).await;
     let http = relay.http_as("1");
+    let (mut device, _) = listening(&relay, "1", "watch").await;
     pg.sql("INSERT INTO a VALUES (1000, 1, 0, '')").await;
-    let (mut device, cursor) = listening(&relay, "1", "watch").await;
-    let mut first = poll(&http, &ask("1", cursor, 0)).await;
-    pg.sql("INSERT INTO a VALUES (1001, 1, 0, '')").await;
+    let cursor = device.change().await.cursor.unwrap();
+    // A later millisecond: what the answer calls its time, cut to milliseconds, lies in the log.
+    pg.sql("SELECT pg_sleep(0.002); INSERT INTO a VALUES (1001, 1, 0, '')").await;
     device.change().await;
+    let mut first = poll(&http, &ask("1", cursor, 1)).await;
+    assert_eq!(first.count, 1);
     let mut rows = std::collections::BTreeSet::new();
     let mut since = first.timestamp.take().unwrap();
     // An answer may end before the present, and more may be of one moment than it holds: so the next one is
@@ -163,7 +168,9 @@ async fn polls_by_timestamp_never_miss() {
     };
     tokio::pin!(writing);
     let mut written = false;
+    let begun = Instant::now();
     while !(written && rows.len() >= 30) {
+        assert!(begun.elapsed() < 3 * PATIENCE, "{} of 30 rows, at {since}", rows.len());
         let by_time = cut.take().map_or_else(|| ask("1", since, 1), |cursor| ask("1", cursor, 1));
         tokio::select! {
             () = &mut writing, if !written => written = true,
@@ -171,6 +178,9 @@ async fn polls_by_timestamp_never_miss() {
                 assert!(answer.timestamp >= Some(since), "{:?} after {since}", answer.timestamp);
                 since = answer.timestamp.unwrap();
                 cut = answer.cursor.clone().filter(|_| answer.count > 0 && times.roll(8) != 0);
+                for message in &answer.messages {
+                    assert_ne!(message.r#type, "sync_required", "{}", message.payload);
+                }
                 for change in answer.messages.iter().filter_map(|message| message.frame().change()) {
                     let late = change.operation == "INSERT" && change.record_text().contains("\"id\":20");
                     if late { rows.insert(change.key_text().to_owned()); }

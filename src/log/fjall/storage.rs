@@ -398,8 +398,9 @@ fn span_options() -> KeyspaceCreateOptions {
         .compaction_strategy(Arc::new(Leveled::default().with_l0_threshold(TOP_LEVEL_TABLES)))
 }
 
-/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer; a log of
+/// this process that is being closed waits for its disk.
+const LOCK_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 fn lock(directory: &Path) -> Result<File, LogError> {
     let failed = failure_in(directory);

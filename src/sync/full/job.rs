@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::spool::Spool;
 use super::{FullError, FullSync};
-use crate::auth::{Identity, UserId};
+use crate::auth::{Grants, Identity, UserId};
+use crate::cursor::Epoch;
 use crate::feed::Feed;
 use crate::sync::answer::Head;
 use crate::sync::error::SyncError;
 use crate::sync::plan::check_grants;
 use crate::sync::request::SyncRequest;
-use crate::topic::Pattern;
 
 /// Answers that one device may have kept; the oldest goes first. A device asks for one at a time, but
 /// its tabs may each.
@@ -26,6 +26,10 @@ const JOBS_OF_DEVICE: usize = 4;
 /// Answers that all devices of one user may have kept: a user names its devices, and must not fill what
 /// everybody's answers share.
 const JOBS_OF_USER: usize = 16;
+
+/// How long an answer is kept after it was last asked for whose token no device was told: it went out
+/// whole, or failed, and nobody can ask for it again.
+const UNTOLD_AGE: Duration = Duration::from_secs(5);
 
 /// Times that an answer is begun again because the tables changed under it.
 const TRIES: usize = 3;
@@ -90,8 +94,7 @@ pub(super) type Outcome = Result<Arc<Done>, Arc<SyncError>>;
 pub(super) struct Shared {
     pub(super) token: PageToken,
     owner: (UserId, Arc<str>),
-    /// As asked for; what was not named is whatever the token grants.
-    topics: Vec<Pattern>,
+    asked: Asked,
     pub(super) numbers_as_strings: bool,
     /// The device asked for it, and was not told to.
     pub(super) explicit: bool,
@@ -99,6 +102,17 @@ pub(super) struct Shared {
     pub(super) rows: AtomicU64,
     outcome: watch::Sender<Option<Outcome>>,
     used: Mutex<Instant>,
+    /// Some device was told the token, and may come back with it.
+    told: AtomicBool,
+}
+
+/// All that an answer depends on, but the database.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked {
+    epoch: Epoch,
+    request: SyncRequest,
+    /// What was not named is whatever the token grants.
+    grants: Grants,
 }
 
 impl Shared {
@@ -108,6 +122,20 @@ impl Shared {
         let waited = tokio::time::timeout(patience, outcome.wait_for(Option::is_some)).await;
         // The sender lives as long as this does.
         waited.ok()?.ok()?.clone()
+    }
+
+    /// A device is given the token.
+    pub(super) fn tell(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.outcome.borrow().is_none()
+    }
+
+    /// Until when it is kept, if nobody asks for it.
+    fn kept_until(&self, age: Duration) -> Instant {
+        self.used() + if self.told.load(Ordering::Relaxed) { age } else { age.min(UNTOLD_AGE) }
     }
 
     pub(super) fn touch(&self) {
@@ -128,6 +156,14 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
+    /// The answer that is being made to the same request of the same device, which has not heard of it: its
+    /// connection broke, or it asks again and again.
+    fn same(&self, owner: &(UserId, Arc<str>), asked: &Asked) -> Option<&Arc<Shared>> {
+        let own = self.by_user.get(&owner.0)?.iter().filter_map(|(_, id)| self.by_id.get(id));
+        let mut own = own.map(|(shared, _)| shared);
+        own.find(|shared| shared.owner == *owner && shared.is_under_way() && shared.asked == *asked)
+    }
+
     fn add(&mut self, shared: Arc<Shared>, task: AbortOnDropHandle<()>) {
         let (user, device) = shared.owner.clone();
         let own = self.by_user.entry(user).or_default();
@@ -166,7 +202,8 @@ impl Jobs {
 }
 
 impl FullSync {
-    /// Begins to make an answer, and gives the token of its first page.
+    /// Begins to make an answer, and gives the token of its first page; the token of the one that is being
+    /// made already, if it is the same.
     pub fn begin(
         self: &Arc<Self>,
         feed: Arc<Feed>,
@@ -174,21 +211,27 @@ impl FullSync {
         request: SyncRequest,
     ) -> Result<PageToken, SyncError> {
         check_grants(&request.topics, &identity.grants)?;
+        let owner = (identity.user.clone(), Arc::clone(&request.device_id));
+        let asked = Asked { epoch: feed.epoch, request: request.clone(), grants: identity.grants.clone() };
+        // Held for a moment longer than the task can need to find itself in there.
+        let mut jobs = self.jobs();
+        if let Some(same) = jobs.same(&owner, &asked) {
+            return Ok(same.token);
+        }
         let token = PageToken { id: rand::random(), page: 0 };
         let shared = Arc::new(Shared {
             token,
-            owner: (identity.user.clone(), Arc::clone(&request.device_id)),
-            topics: request.topics.clone(),
+            owner,
+            asked,
             numbers_as_strings: request.numbers_as_strings,
             explicit: request.force_full_sync,
             rows: AtomicU64::new(0),
             outcome: watch::Sender::new(None),
             used: Mutex::new(Instant::now()),
+            told: AtomicBool::new(false),
         });
         metrics::counter!("rowcast_full_syncs_total").increment(1);
         let job = run(Arc::clone(self), feed, identity.clone(), request, Arc::clone(&shared));
-        // Held for a moment longer than the task can need to find itself in there.
-        let mut jobs = self.jobs();
         let task = AbortOnDropHandle::new(tokio::spawn(job));
         jobs.add(shared, task);
         Ok(token)
@@ -199,7 +242,7 @@ impl FullSync {
         let found = self.jobs().by_id.get(&token.id).map(|(shared, _)| Arc::clone(shared));
         // Whether another user has such a job is nobody's business.
         let shared = found.filter(|shared| shared.owner.0 == identity.user).ok_or(SyncError::Expired)?;
-        check_grants(&shared.topics, &identity.grants)?;
+        check_grants(&shared.asked.request.topics, &identity.grants)?;
         shared.touch();
         Ok(shared)
     }
@@ -214,7 +257,11 @@ async fn run(
     shared: Arc<Shared>,
 ) {
     let begun = Instant::now();
-    let made = make(&full, &feed, &identity, &request, &shared).await;
+    let making = make(&full, &feed, &identity, &request, &shared);
+    let made = feed.hub.closed().run_until_cancelled(making).await;
+    let made = made.unwrap_or(Err(SyncError::Full(FullError::Over)));
+    // An answer that waits for its device must not hold a log open in whose place another one begins.
+    drop(feed);
     metrics::histogram!("rowcast_full_sync_seconds").record(begun.elapsed().as_secs_f64());
     if let Err(error) = &made {
         tell(error);
@@ -223,7 +270,7 @@ async fn run(
     shared.outcome.send_replace(Some(made.map(Arc::new).map_err(Arc::new)));
     let age = full.options.spool_age;
     loop {
-        let until = shared.used() + age;
+        let until = shared.kept_until(age);
         if until <= Instant::now() {
             break;
         }

@@ -68,7 +68,8 @@ impl FullSync {
         let (full, (sender, done)) = (Arc::clone(self), oneshot::channel());
         metrics::counter!("rowcast_full_syncs_total").increment(1);
         let task = tokio::spawn(async move {
-            let rows = full.rows(&feed, &topics, numbers_as_strings).await;
+            let reading = full.rows(&feed, &topics, numbers_as_strings);
+            let rows = feed.hub.closed().run_until_cancelled(reading).await.unwrap_or(Err(FullError::Over));
             if let Err(error) = &rows {
                 super::job::tell_full(error);
             }

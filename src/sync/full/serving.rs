@@ -1,7 +1,7 @@
 //! Pages of an answer, at the device's pace.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,6 +43,7 @@ impl FullSync {
     ) -> Result<Served, SyncError> {
         let shared = self.find(identity, token)?;
         let Some(outcome) = shared.outcome(ANSWER_WAIT).await else {
+            shared.tell();
             return Ok(Served { body: building(&shared, token), completes_explicit: false, has_more: true });
         };
         let done = outcome.map_err(SyncError::Failed)?;
@@ -59,6 +60,9 @@ impl FullSync {
             page => page.unwrap_or_default(),
         };
         let tail = done.tail(token);
+        if tail.has_more {
+            shared.tell();
+        }
         let completes_explicit = shared.explicit && !tail.has_more;
         Ok(Served { body: done.json(&page, &tail), completes_explicit, has_more: tail.has_more })
     }
@@ -76,7 +80,7 @@ impl FullSync {
             Some(outcome) => Some(outcome.map_err(SyncError::Failed)?),
             None => None,
         };
-        let (feed, identity) = (Arc::clone(feed), identity.clone());
+        let (feed, identity) = (Arc::downgrade(feed), identity.clone());
         Ok(FullStream {
             feed,
             identity,
@@ -155,7 +159,8 @@ impl Done {
 /// between steps.
 #[derive(Debug)]
 pub struct FullStream {
-    feed: Arc<Feed>,
+    /// A reader that takes its time holds no log open that is over.
+    feed: Weak<Feed>,
     identity: Identity,
     shared: Arc<Shared>,
     /// Once it is complete.
@@ -211,8 +216,9 @@ impl FullStream {
             None if self.token.page > 0 => return Err(SyncError::Expired),
             page => page.unwrap_or_default(),
         };
-        rights::check(&self.feed, &self.identity, &done.head.topics)?;
-        if !done.is_current(&self.feed) {
+        let feed = self.feed.upgrade().ok_or(FullError::Over)?;
+        rights::check(&feed, &self.identity, &done.head.topics)?;
+        if !done.is_current(&feed) {
             return Err(SyncError::Expired);
         }
         out.reserve(page.len() + page.len() / 8);
@@ -235,6 +241,7 @@ impl FullStream {
 
     /// Where to go on if the connection breaks, and how far the relay has read.
     fn write_progress(&self, out: &mut Vec<u8>) {
+        self.shared.tell();
         let rows = self.shared.rows.load(Ordering::Relaxed);
         out.extend_from_slice(
             format!("{{\"type\":\"progress\",\"cursor\":\"{}\",\"rows_read\":{rows}}}\n", self.token)

@@ -15,6 +15,7 @@ use crate::sync::coverage::SyncCursor;
 use crate::timestamp::PgTimestamp;
 use crate::topic::{Pattern, decode_segment};
 use crate::transport::protocol::{Answer, Closing, Envelope, KINDS, Request, spread, spread_after};
+use crate::transport::rate::Bucket;
 
 /// A `ref` is for the device's own book-keeping; it is no place to store things.
 const MAX_REF_BYTES: usize = 256;
@@ -132,10 +133,33 @@ impl Session {
                 }
             }
         }
+        if patterns.is_empty() {
+            return;
+        }
+        if let Some(bucket) = self.bucket_of(cursor, snapshot)
+            && let Some(standing) = self.relay.gate.rates.spend(bucket, &self.identity.user)
+            && let Some(wait) = standing.retry_after()
+        {
+            let (detail, wait) = (standing.detail().to_owned(), u64::try_from(wait.as_millis()));
+            let wait = wait.unwrap_or(u64::MAX);
+            out.push(Answer::not_now(r#ref.as_ref(), "rate_limited", detail, wait).to_json().into());
+            return;
+        }
         if snapshot {
             self.begin_snapshot(r#ref, patterns, out);
         } else {
             self.begin(r#ref, patterns, cursor, out).await;
+        }
+    }
+
+    /// What a subscription takes from: rows are read as by a full sync, and the log as by who resumes. From
+    /// here on is free.
+    fn bucket_of(&self, cursor: Option<Cursor>, snapshot: bool) -> Option<Bucket> {
+        let resumes = |cursor| self.feed.readable(cursor).is_ok_and(|from| from < self.position);
+        match (snapshot, cursor) {
+            (true, _) => Some(Bucket::Requests),
+            (false, Some(cursor)) if resumes(cursor) => Some(Bucket::Polls),
+            (false, _) => None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! with [`Connect::small_buffer`] the relay notices after a few kilobytes.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -35,6 +35,8 @@ pub(crate) struct Connect {
     token: Option<String>,
     query: String,
     receive_buffer: Option<u32>,
+    from: Option<IpAddr>,
+    read_buffer: Option<usize>,
 }
 
 /// What comes next on the socket.
@@ -75,6 +77,18 @@ impl Connect {
         self
     }
 
+    /// From an address of its own: a loopback address has 28,000 ports.
+    pub(crate) fn from(mut self, address: IpAddr) -> Self {
+        self.from = Some(address);
+        self
+    }
+
+    /// One of thousands in this process: little memory at this end.
+    pub(crate) fn lean(mut self) -> Self {
+        self.read_buffer = Some(4096);
+        self
+    }
+
     /// Connects and takes the `connection_established` frame.
     pub(crate) async fn connect(self) -> Device {
         let mut device = self.try_connect().await.unwrap_or_else(|error| panic!("no WebSocket: {error}"));
@@ -100,10 +114,16 @@ impl Connect {
         if let Some(bytes) = self.receive_buffer {
             tcp.set_recv_buffer_size(bytes)?;
         }
+        if let Some(address) = self.from {
+            tcp.bind(SocketAddr::new(address, 0))?;
+        }
         let tcp = tcp.connect(self.address).await?;
         tcp.set_nodelay(true)?;
         // A frame is as large as its row.
-        let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        let mut config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        if let Some(bytes) = self.read_buffer {
+            config = config.read_buffer_size(bytes).write_buffer_size(0);
+        }
         let (socket, answer) = client_async_with_config(request, tcp, Some(config)).await?;
         let protocol = answer.headers().get("sec-websocket-protocol");
         assert_eq!(protocol.map(|value| value.as_bytes()), Some(&b"rowcast.v1"[..]), "the subprotocol");
@@ -125,6 +145,8 @@ impl Device {
             token: Some(token::user(user)),
             query: String::new(),
             receive_buffer: None,
+            from: None,
+            read_buffer: None,
         }
     }
 

@@ -26,6 +26,7 @@
 //! * [`dice`]: chance that can be repeated, by its seed.
 //! * [`writers`]: applications that write at random.
 //! * [`wait`]: `eventually`, the only way to wait for something that is not a message.
+//! * [`watchdog`]: ends the run when a test does not.
 //!
 //! Rules: no sleep to synchronise, every wait has a deadline and says what it waited for, ports come
 //! from the system, and what a test starts ends with it.
@@ -50,4 +51,5 @@ pub(crate) mod stage;
 pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
+pub(crate) mod watchdog;
 pub(crate) mod writers;

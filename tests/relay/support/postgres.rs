@@ -16,6 +16,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::wait::{PATIENCE, eventually, within};
+use super::watchdog::Watched;
 
 /// Changes when the template is made differently.
 const TEMPLATE_REVISION: u32 = 1;
@@ -26,6 +27,7 @@ pub(crate) const DATABASE: &str = "postgres";
 pub(crate) struct TestPostgres {
     cluster: Cluster,
     admin: Mutex<Option<Client>>,
+    _watched: Watched,
 }
 
 impl TestPostgres {
@@ -51,7 +53,7 @@ impl TestPostgres {
         let options = Options { keep: Keep::Scratch, settings, ..options };
         let mut cluster = Cluster::open(&home, options).unwrap();
         cluster.start().await.unwrap();
-        TestPostgres { cluster, admin: Mutex::new(None) }
+        TestPostgres { cluster, admin: Mutex::new(None), _watched: Watched::begin() }
     }
 
     /// The superuser's URL, over the unix socket.
@@ -74,9 +76,10 @@ impl TestPostgres {
         refusal(&self.client().await, statements).await
     }
 
-    /// The programs of this version, such as `psql`.
+    /// The programs of this version, such as `psql`; the machine's own where a package is only a server.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.cluster.binaries().directory().join(name)
+        let own = self.cluster.binaries().directory().join(name);
+        if own.is_file() { own } else { PathBuf::from(name) }
     }
 
     /// The unix socket, for a proxy's upstream.
