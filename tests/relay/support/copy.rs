@@ -57,12 +57,12 @@ impl Copy {
         if let Some(before) = self.applied.insert(change.topic.clone(), cursor.clone()) {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
-        self.put(&table_of(&change.topic), change, false);
+        self.put(&change.topic_table(), change, false);
     }
 
     /// Applies a change that the copy may have had before, and others behind it: they are repeated too.
     pub(crate) fn apply_again(&mut self, change: &Change) {
-        self.put(&table_of(&change.topic), change, true);
+        self.put(&change.topic_table(), change, true);
     }
 
     /// Forgets all rows of tables.
@@ -107,7 +107,7 @@ impl Copy {
 
     /// Puts rows of a snapshot into it.
     pub(crate) fn put_rows(&mut self, rows: &[Change]) {
-        rows.iter().for_each(|row| self.put(&table_of(&row.topic), row, false));
+        rows.iter().for_each(|row| self.put(&row.topic_table(), row, false));
     }
 
     /// Syncs over REST until there is no more, as a user with `body`'s device, topics and cursor;
@@ -124,8 +124,7 @@ impl Copy {
 
     /// The records of a table, sorted as text.
     pub(crate) fn records(&self, table: &str) -> Vec<String> {
-        let table = decode_segment(table).unwrap_or_else(|_| table.to_owned());
-        let of_table = self.rows.iter().filter(|((known, _), _)| *known == table);
+        let of_table = self.rows.iter().filter(|((known, _), _)| known == table);
         let mut records: Vec<String> = of_table.map(|(_, record)| record.clone()).collect();
         records.sort();
         records
@@ -134,8 +133,23 @@ impl Copy {
     /// Asserts that the copy of a table holds exactly the rows that `query` selects, as
     /// `row_to_json` prints them.
     pub(crate) async fn assert_equals(&self, postgres: &TestPostgres, table: &str, query: &str) {
-        let expected = rows_as_json(postgres, query).await;
-        assert_eq!(self.records(table), expected, "the copy of {table} (left) and the database (right)");
+        let differences = self.differences(postgres, table, query).await;
+        assert!(differences.is_empty(), "the copy of {table} is not what the database has:\n{differences}");
+    }
+
+    /// What the copy of a table holds and `query` does not select, and the other way round, a line each.
+    pub(crate) async fn differences(&self, postgres: &TestPostgres, table: &str, query: &str) -> String {
+        let (copied, expected) = (self.records(table), rows_as_json(postgres, query).await);
+        let lines = |of: &[String], other: &[String], what: &str| {
+            let lacking = of.iter().filter(|record| !other.contains(record));
+            lacking.map(|record| format!("  only in the {what}: {record}\n")).collect::<String>()
+        };
+        let mut differences = lines(&copied, &expected, "copy") + &lines(&expected, &copied, "database");
+        if differences.is_empty() && copied != expected {
+            differences =
+                format!("  {} rows in the copy, {} in the database\n", copied.len(), expected.len());
+        }
+        differences
     }
 
     fn put(&mut self, table: &str, change: &Change, repeats: bool) {
@@ -168,8 +182,7 @@ impl Copy {
 
 /// A table as answers over REST name it: the topic's last segment, decoded.
 pub(crate) fn table_of(topic: &str) -> String {
-    let segment = topic.rsplit(':').next().unwrap_or_default();
-    decode_segment(segment).unwrap_or_else(|_| segment.to_owned())
+    decode_segment(topic.rsplit(':').next().unwrap_or_default()).unwrap()
 }
 
 /// Asks for pages of a sync over REST until there is no more.

@@ -1,5 +1,6 @@
 //! What a device reads: frames and changes whose records stay the text that was sent.
 
+use rowcast::topic::decode_segment;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -91,9 +92,9 @@ impl Frame {
 }
 
 impl Change {
-    /// The table's name in topics: their last segment.
-    pub(crate) fn topic_table(&self) -> &str {
-        self.topic.rsplit(':').next().unwrap_or_default()
+    /// The table as answers name it: the last segment of its topics, decoded.
+    pub(crate) fn topic_table(&self) -> String {
+        decode_segment(self.topic.rsplit(':').next().unwrap_or_default()).unwrap()
     }
 
     /// The key's text; panics where there is none.
