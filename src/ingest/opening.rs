@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 
 use super::PUBLICATION;
 use super::error::IngestError;
+use super::publication::{self, Publishes};
 use super::rights;
 use crate::lsn::Lsn;
 use crate::postgres::catalog::CatalogError;
@@ -31,6 +32,8 @@ pub struct Identity {
     pub timeline: u32,
     /// The publication's oid: one made again is another one.
     pub publication: u32,
+    #[serde(default)]
+    pub publishes: Publishes,
 }
 
 /// What the server says before streaming begins.
@@ -81,6 +84,8 @@ pub enum NewEpoch {
     Gap { confirmed: Lsn, end: Lsn },
     #[error("the publication was dropped and made again")]
     PublicationChanged,
+    #[error("the publication was altered, and nobody knows what it left out meanwhile")]
+    PublicationAltered,
     #[error(
         "the server's history ends at {server_end}, before the log's end at {end}: it was restored from a backup or lost commits"
     )]
@@ -116,6 +121,9 @@ fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
     if known.publication != now.publication {
         return Some(NewEpoch::PublicationChanged);
     }
+    if !known.publishes.goes_on_as(&now.publishes) {
+        return Some(NewEpoch::PublicationAltered);
+    }
     match &found.slot {
         None => Some(NewEpoch::SlotGone),
         Some(slot) if slot.lost => Some(NewEpoch::SlotLost),
@@ -127,7 +135,10 @@ fn reason(log: Option<(&Identity, Lsn)>, found: &Found) -> Option<NewEpoch> {
 }
 
 /// Checks what has to be right on the server, and reads what [`decide`] needs of it.
-pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<FoundSlot>), IngestError> {
+pub(super) async fn look(
+    client: &Client,
+    slot: &str,
+) -> Result<(u32, Publishes, Option<FoundSlot>), IngestError> {
     let row = client
         .query_one(
             "SELECT pg_catalog.current_setting('server_version_num')::int4, pg_catalog.current_setting('wal_level'),
@@ -135,10 +146,9 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
                     (SELECT r.rolreplication OR r.rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles g
                         WHERE g.rolname = 'rds_replication' AND pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'))
                      FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
-                    (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1),
                     pg_catalog.to_regclass('rowcast.tables') IS NOT NULL,
                     pg_catalog.current_database()::text",
-            &[&PUBLICATION],
+            &[],
         )
         .await?;
     if row.get::<_, i32>(0) < 150_000 {
@@ -163,14 +173,17 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
             format!("run ALTER ROLE {user} REPLICATION, or connect as a role that has it"),
         ));
     }
-    let database: String = row.get(7);
-    let Some(publication) = row.get::<_, Option<u32>>(5) else {
+    let database: String = row.get(6);
+    let schema = row.get::<_, bool>(5);
+    // What it publishes can only be asked where the catalog is.
+    let there = "SELECT FROM pg_catalog.pg_publication WHERE pubname = $1";
+    if client.query_opt(there, &[&PUBLICATION]).await?.is_none() {
         return Err(IngestError::setup(
             format!("the publication {PUBLICATION} is missing in the database {database}"),
             "run rowcast init on this database as a role that may create schemas and roles, then track its tables",
         ));
-    };
-    if !row.get::<_, bool>(6) {
+    }
+    if !schema {
         return Err(IngestError::setup(
             format!(
                 "the schema rowcast is missing in the database {database}, or the role {user} may not use it"
@@ -186,6 +199,15 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
         error => error.into(),
     })?;
     check_catalog(version, &database)?;
+    let Some(publication) = publication::look(client).await? else {
+        return Err(IngestError::PublicationChanged);
+    };
+    if let Some(fault) = publication.fault {
+        return Err(IngestError::setup(
+            format!("the publication {PUBLICATION} in the database {database} {fault}"),
+            "run rowcast init on this database, which sets it right; every device then syncs in full",
+        ));
+    }
     let row = client
         .query_opt(
             "SELECT s.confirmed_flush_lsn::text, s.wal_status = 'lost', s.plugin::text, s.database::text,
@@ -211,7 +233,7 @@ pub(super) async fn look(client: &Client, slot: &str) -> Result<(u32, Option<Fou
             foreign: (!ours).then(|| format!("plugin {plugin:?}, database {of:?}")),
         }
     });
-    Ok((publication, slot))
+    Ok((publication.oid, publication.publishes, slot))
 }
 
 /// The relay reads the catalog of its own release only: an older one may lack what it asks for, and what a
@@ -286,6 +308,10 @@ pub(super) async fn read_catalog(client: &mut Client) -> Result<Router, IngestEr
     let relids: Vec<u32> = router.catalog().tables().map(|tracked| tracked.relid).collect();
     for relid in relids {
         let fetch = tables::fetch(client, PUBLICATION, relid).await?;
+        // Its readers have to be told: the first comparison finds that it is not known.
+        if fetch.unpublished.is_some() {
+            continue;
+        }
         // Copies cannot be older than the log that is about to begin.
         router.learn(relid, fetch, crate::position::Position::ZERO);
     }
@@ -311,7 +337,14 @@ mod tests {
     use super::*;
 
     fn identity(timeline: u32) -> Identity {
-        Identity { system_id: 7, database: "app".into(), slot: "rowcast".into(), timeline, publication: 3 }
+        Identity {
+            system_id: 7,
+            database: "app".into(),
+            slot: "rowcast".into(),
+            timeline,
+            publication: 3,
+            publishes: Publishes::default(),
+        }
     }
 
     fn found() -> Found {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::PUBLICATION;
 use super::progress::Progress;
+use super::{PUBLICATION, publication};
 use crate::lsn::Lsn;
 use crate::postgres::tables::{self, TableError};
 use crate::postgres::{self, ConnectError, Target};
@@ -17,8 +17,7 @@ use crate::postgres::{self, ConnectError, Target};
 /// One look.
 #[derive(Debug)]
 pub(super) struct Poll {
-    /// Its oid.
-    pub(super) publication: Option<u32>,
+    pub(super) publication: Option<publication::Found>,
     pub(super) asked: HashSet<u32>,
     pub(super) fingerprints: HashMap<u32, String>,
     pub(super) insert_lsn: Lsn,
@@ -92,10 +91,7 @@ impl Poller {
             let asked = self.tables.borrow().clone();
             let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
             // Behind the fingerprints: a publication made again changes these too, and must not pass for DDL.
-            let publication = client
-                .query_opt("SELECT oid FROM pg_catalog.pg_publication WHERE pubname = $1", &[&PUBLICATION])
-                .await?
-                .map(|row| row.get(0));
+            let publication = publication::look(&client).await?;
             let faults = grant_faults(&client).await?;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
             self.progress.saw_server_end(insert_lsn);

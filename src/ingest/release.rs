@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::error::IngestError;
 use crate::feed::Feed;
+use crate::log::{FjallLog, LogOptions};
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -14,7 +16,7 @@ const POLL: Duration = Duration::from_millis(20);
 const REPORT: Duration = Duration::from_secs(10);
 
 /// Waits until a log that is over is closed. Cancel-safe.
-pub(super) async fn released(old: Arc<Feed>) {
+pub(super) async fn released(old: Arc<Feed>, options: &LogOptions) -> Result<(), IngestError> {
     let log = Arc::downgrade(&old.log);
     // Closing it waits for the disk.
     let _ = tokio::task::spawn_blocking(move || drop(old)).await;
@@ -29,5 +31,14 @@ pub(super) async fn released(old: Arc<Feed>) {
             );
         }
         tokio::time::sleep(POLL).await;
+    }
+    // Whoever let go last is still closing it, for as long as the disk takes.
+    loop {
+        let options = options.clone();
+        let closed = tokio::task::spawn_blocking(move || FjallLog::is_closed(&options)).await;
+        if closed.map_err(|_| IngestError::Protocol("waiting for the old log was given up"))?? {
+            return Ok(());
+        }
+        tracing::warn!("the log that is over is still being closed; the new one begins after that");
     }
 }

@@ -3,10 +3,10 @@
 
 use tokio::time::Instant;
 
-use super::PUBLICATION;
 use super::driver::Driver;
 use super::error::IngestError;
 use super::poller::Poll;
+use super::{PUBLICATION, publication};
 use crate::change::{Mark, Reason};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -173,7 +173,10 @@ impl Driver {
     /// Compares what the database says of its tables with what is known.
     pub(super) async fn compare(&mut self, poll: Poll) -> Result<(), IngestError> {
         self.progress.saw_server_end(poll.insert_lsn);
-        if poll.publication != Some(self.publication) {
+        let goes_on = |now: &publication::Found| {
+            (now.oid, &now.fault) == (self.publication, &None) && self.publishes.goes_on_as(&now.publishes)
+        };
+        if !poll.publication.as_ref().is_some_and(goes_on) {
             return Err(IngestError::PublicationChanged);
         }
         self.end_grants_now(poll.faults).await?;

@@ -13,6 +13,7 @@ use super::error::IngestError;
 use super::opening::{self, Decision, Found, FoundSlot, Identity, NewEpoch, STATE_IDENTITY};
 use super::poller::Poller;
 use super::progress::{Progress, State};
+use super::publication::Publishes;
 use super::release::released;
 use super::{IngestOptions, PUBLICATION, visibility};
 use crate::cursor::Epoch;
@@ -45,6 +46,8 @@ pub struct Ingest {
     progress: Arc<Progress>,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
+    /// The greatest commit time that a log before this one had: devices may ask by it.
+    greatest_before: i64,
 }
 
 /// Everything that one connection needs.
@@ -62,7 +65,7 @@ impl Ingest {
             None => None,
         };
         let (feed, receiver) = watch::channel(feed);
-        Ok((Ingest { options, feed, progress, streamed: false }, receiver))
+        Ok((Ingest { options, feed, progress, streamed: false, greatest_before: i64::MIN }, receiver))
     }
 
     pub fn progress(&self) -> Arc<Progress> {
@@ -132,7 +135,7 @@ impl Ingest {
         self.progress.restart_server_end(connected.found.server_end);
         let decision =
             opening::decide(known.as_ref().map(|(identity, end)| (identity, *end)), &connected.found);
-        let publication = connected.found.identity.publication;
+        let publication = (connected.found.identity.publication, connected.found.identity.publishes.clone());
         let (feed, router, stream, database) = match decision {
             Decision::Resume => self.resume(connected).await?,
             Decision::Begin(why) => {
@@ -146,7 +149,7 @@ impl Ingest {
     async fn connect(&self) -> Result<Connected, IngestError> {
         let mut database = Database::new(self.options.target.clone());
         let client = database.client().await?;
-        let (publication, slot) = opening::look(client, &self.options.slot).await?;
+        let (publication, publishes, slot) = opening::look(client, &self.options.slot).await?;
         let mut connection =
             ReplicationConnection::connect(&self.options.target).await.map_err(crate::wal::WalError::from)?;
         let system = connection.identify_system().await?;
@@ -161,6 +164,7 @@ impl Ingest {
             slot: self.options.slot.clone(),
             timeline: system.timeline,
             publication,
+            publishes,
         };
         let found = Found { identity, server_end: system.xlogpos, switches, slot };
         if let Some(FoundSlot { foreign: Some(foreign), .. }) = &found.slot {
@@ -238,9 +242,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
-            if shutdown.run_until_cancelled(released(old)).await.is_none() {
-                return Ok(None);
-            }
+            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
+            let released = released(old, &self.options.log);
+            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
+            released?;
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {
@@ -302,7 +307,9 @@ impl Ingest {
             (STATE_SHAPES.to_owned(), b"0".to_vec()),
         ];
         state.append(&mut router.all_rights_state());
-        let beginning = Beginning { epoch, start, greatest_committed_at: greatest.max(fence_time), state };
+        // A clock that was set back must not make an older log's times ones that this log can answer.
+        let greatest_committed_at = greatest.max(fence_time).max(self.greatest_before);
+        let beginning = Beginning { epoch, start, greatest_committed_at, state };
         let options = self.options.log.clone();
         let log = tokio::task::spawn_blocking(move || FjallLog::create(&options, beginning))
             .await
@@ -345,7 +352,7 @@ impl Ingest {
         router: Router,
         stream: ReplicationStream,
         mut database: Database,
-        publication: u32,
+        publication: (u32, Publishes),
         shutdown: &CancellationToken,
     ) -> Result<(), IngestError> {
         let status_interval = status_interval(&mut database).await?;

@@ -51,6 +51,8 @@ pub struct TableFetch {
     pub info: Option<TableInfo>,
     /// The leaves that joined since the last answer are known to have brought no rows.
     pub joined_without_rows: bool,
+    /// The publication lacks the table, or has it otherwise than this `track` of it says: its generation.
+    pub unpublished: Option<i64>,
     /// `pg_current_wal_insert_lsn()`, read after the answer.
     pub insert_lsn: Lsn,
 }
@@ -135,6 +137,12 @@ SELECT n.nspname::text, c.relname::text
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
 ";
 
+/// What `rowcast.status` says too.
+const UNPUBLISHED: &str = "
+SELECT t.generation FROM rowcast.tables t
+WHERE t.relid = $1 AND NOT rowcast.is_published(t.relid, rowcast.column_list(t.relid, rowcast.with_grants(t.relid, t.columns)))
+";
+
 /// The fingerprints of those tables that exist, and the insert LSN read after them.
 pub async fn fingerprints(
     client: &Client,
@@ -163,6 +171,7 @@ pub async fn fetch(client: &Client, publication: &str, relid: u32) -> Result<Tab
         let types = types::load(client, &oids).await?;
         let named = client.query_opt(NAME, &[&relid]).await?;
         let partitions = partitions::fetch(client, relid).await?;
+        let unpublished = client.query_opt(UNPUBLISHED, &[&relid]).await?.map(|row| row.get(0));
         let (after, insert_lsn) = fingerprints(client, publication, &[relid]).await?;
         if before != after {
             continue;
@@ -176,7 +185,7 @@ pub async fn fetch(client: &Client, publication: &str, relid: u32) -> Result<Tab
             fingerprint,
             partitions,
         });
-        return Ok(TableFetch { info, joined_without_rows: false, insert_lsn });
+        return Ok(TableFetch { info, joined_without_rows: false, unpublished, insert_lsn });
     }
 }
 

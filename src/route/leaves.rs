@@ -140,7 +140,7 @@ impl Router {
 
 impl Known {
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked || !self.weak.is_empty()
+        self.blocked || self.unpublished || !self.weak.is_empty()
     }
 
     /// Whether a leaf holds the table's rows up because it did not say whose they were.

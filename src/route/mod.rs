@@ -65,6 +65,9 @@ pub struct Known {
     /// Leaves of a partitioned table of which the same is true: they hold all of its rows up.
     #[serde(default)]
     weak: BTreeSet<u32>,
+    /// The publication lacks it, so that the stream leaves out what nobody can tell.
+    #[serde(default)]
+    unpublished: bool,
     /// It bore the catalog's name when it was first looked at, so the number is its own: another name
     /// later is a rename, and no other table.
     ours: bool,
@@ -173,7 +176,7 @@ impl Router {
         }
         let Some(relation) = self.relations.get(&relid).cloned() else { return Reading::Skip };
         let Some(known) = self.state.tables.get(&table).cloned() else { return Reading::Ask };
-        if known.blocked_besides(table, relid) {
+        if known.unpublished || known.blocked_besides(table, relid) {
             return Reading::Skip;
         }
         let blocked = known.is_blocked();
@@ -260,13 +263,20 @@ impl Router {
         let (shape, ours, blocked) = old
             .map_or((None, named, false), |known| (known.shape.clone(), known.ours || named, known.blocked));
         let weak = old.map(|known| known.weak.clone()).unwrap_or_default();
-        let known = Known { info: Arc::new(info), shape, ours, blocked, weak };
+        let was_unpublished = old.is_some_and(|known| known.unpublished);
+        // Of another `track` than the one in force here, it says nothing.
+        let unpublished = fetch.unpublished == Some(tracked.generation);
+        let known = Known { info: Arc::new(info), shape, ours, blocked, weak, unpublished };
         self.leaves.learn(relid, &known);
         self.state.tables.insert(relid, known);
         // If the stream still speaks of another shape, its rows up to here are those of the past; but if
         // it has passed the last answer, and this one is the same, it will not get any better.
         let passed = self.unreadable.remove(&relid).is_some_and(|upto| at > upto);
-        if let Some(mark) = self.judge_leaves(&tracked, upto, reason) {
+        let judged = self.judge_leaves(&tracked, upto, reason);
+        if unpublished != was_unpublished {
+            return Some(self.publication_changed(&tracked, unpublished, upto));
+        }
+        if let Some(mark) = judged {
             return Some(mark);
         }
         if let Some(relation) = self.relations.get(&through).cloned()
@@ -283,6 +293,22 @@ impl Router {
             return Some(mark(&tracked, upto, reason.unwrap_or(Reason::SchemaChanged)));
         }
         reason.map(|reason| mark(&tracked, upto, reason))
+    }
+
+    /// A table left the publication, or is back in it: between the two, changes are not in the stream.
+    fn publication_changed(&mut self, tracked: &Tracked, left: bool, upto: Position) -> Mark {
+        if left {
+            tracing::error!(
+                table = %tracked.table,
+                "the publication rowcast lacks this table, or has it with other columns or a filter: its rows are not delivered                  until SELECT rowcast.track(...) was run again for it"
+            );
+            return mark(tracked, Position::MAX, Reason::Identity);
+        }
+        tracing::info!(table = %tracked.table, "the publication has this table again");
+        let blocked = self.state.tables.get(&tracked.relid).is_some_and(Known::is_blocked);
+        // The stream may still be where it was not.
+        self.unreadable.insert(tracked.relid, upto);
+        mark(tracked, if blocked { Position::MAX } else { upto }, Reason::Identity)
     }
 
     /// If `relid` is a table of the catalog: the row that came of it.

@@ -31,7 +31,12 @@ fn fetch(fingerprint: &str, insert_lsn: u64, leaves: &[(u32, Leaf)]) -> TableFet
             leaves: leaves.iter().cloned().collect::<BTreeMap<_, _>>(),
         }),
     };
-    TableFetch { info: Some(info), joined_without_rows: false, insert_lsn: Lsn::new(insert_lsn) }
+    TableFetch {
+        info: Some(info),
+        joined_without_rows: false,
+        unpublished: None,
+        insert_lsn: Lsn::new(insert_lsn),
+    }
 }
 
 fn strong(name: &str) -> Leaf {

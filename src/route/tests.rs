@@ -64,7 +64,12 @@ fn fetch(fingerprint: &str, insert_lsn: u64) -> TableFetch {
         fingerprint: fingerprint.to_owned(),
         partitions: None,
     };
-    TableFetch { info: Some(info), joined_without_rows: false, insert_lsn: Lsn::new(insert_lsn) }
+    TableFetch {
+        info: Some(info),
+        joined_without_rows: false,
+        unpublished: None,
+        insert_lsn: Lsn::new(insert_lsn),
+    }
 }
 
 pub(super) fn at(commit: u64) -> Position {
@@ -236,7 +241,8 @@ fn what_does_not_get_better_is_blocked_and_not_asked_for_each_row() {
 #[test]
 fn a_table_that_is_gone_is_asked_for_only_beyond_the_answer() {
     let mut router = tracked();
-    let gone = TableFetch { info: None, joined_without_rows: false, insert_lsn: Lsn::new(50) };
+    let gone =
+        TableFetch { info: None, joined_without_rows: false, unpublished: None, insert_lsn: Lsn::new(50) };
     let mark = router.learn(ORDERS, gone.clone(), at(30)).unwrap();
     assert_eq!((mark.upto, mark.reason), (boundary(50), Reason::SchemaChanged));
     assert!(skips(&mut router, 40) && asks(&mut router, 60));

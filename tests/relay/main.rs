@@ -17,6 +17,7 @@ mod grants;
 mod guard;
 mod harness;
 mod keys;
+mod laws;
 mod openapi;
 mod oracle;
 mod partitions;

@@ -4,8 +4,10 @@
 //! `SEED=n` runs one seed again, `ROWCAST_ORACLE_SEEDS=n` that many fresh ones. A seed decides the schema and
 //! what each writer and device does; how they meet is the machine's.
 
+mod arrival;
 mod calls;
 mod columns;
+mod faults;
 mod line;
 mod owners;
 mod parts;
@@ -31,6 +33,7 @@ use rowcast::postgres::catalog;
 use crate::support::dice::Dice;
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
+use faults::Fault;
 use schema::Schema;
 use tally::Done;
 use traveller::Traveller;
@@ -64,9 +67,27 @@ async fn seeds_that_are_always_tried() {
 #[tokio::test]
 async fn seeds_that_were_never_tried() {
     let count = std::env::var("ROWCAST_ORACLE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let (faults, named) = Fault::asked();
     for _ in 0..count {
-        run(Dice::seeded("oracle").0).await;
+        let seed = Dice::seeded("oracle").0;
+        if faults.is_empty() {
+            run(seed).await;
+        } else {
+            faults::run::run(seed, &faults, &named).await;
+        }
     }
+}
+
+/// Everything breaks that can, one after the other.
+#[tokio::test]
+async fn a_seed_with_faults_that_is_always_tried() {
+    faults::run::run(101, &Fault::named("all"), "all").await;
+}
+
+#[tokio::test]
+async fn a_seed_with_faults_that_was_never_tried() {
+    // Asked for by name, faults are the other test's.
+    faults::run::run(Dice::seeded("oracle with faults").0, &Fault::named("all"), "all").await;
 }
 
 /// Devices of three users come, go, lag, resume and sync in every way while connections write. Now and

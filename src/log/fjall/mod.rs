@@ -80,6 +80,12 @@ impl FjallLog {
         Self::create_at(options, &beginning, Arc::new(system_time))
     }
 
+    /// Whether nobody has the directory's log open, after a moment's wait for that: one that was dropped
+    /// here still brings its last appends to disk, and whoever reads it keeps it open. Blocks.
+    pub fn is_closed(options: &LogOptions) -> Result<bool, LogError> {
+        storage::is_free(&options.directory)
+    }
+
     fn open_at(options: &LogOptions, clock: Clock) -> Result<Option<Arc<FjallLog>>, LogError> {
         let storage = Storage::open(&options.directory)?;
         storage.map(|storage| Self::start(storage, options, clock).map(Arc::new)).transpose()

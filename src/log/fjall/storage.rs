@@ -403,6 +403,12 @@ fn span_options() -> KeyspaceCreateOptions {
 const LOCK_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 fn lock(directory: &Path) -> Result<File, LogError> {
+    let in_use = || failure_in(directory)(io::Error::other("it is still open, here or in another process"));
+    try_lock(directory)?.ok_or_else(in_use)
+}
+
+/// `None`: it is still locked after [`LOCK_PATIENCE`].
+fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     let failed = failure_in(directory);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
     let file = file.map_err(&failed)?;
@@ -410,13 +416,17 @@ fn lock(directory: &Path) -> Result<File, LogError> {
     while let Err(error) = file.try_lock() {
         match error {
             fs::TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_PATIENCE / 50),
-            fs::TryLockError::WouldBlock => {
-                return Err(failed(io::Error::other("another process has it open")));
-            }
+            fs::TryLockError::WouldBlock => return Ok(None),
             fs::TryLockError::Error(error) => return Err(failed(error)),
         }
     }
-    Ok(file)
+    Ok(Some(file))
+}
+
+/// Waits a moment until nobody has the log of a directory open; whether that is so.
+pub(super) fn is_free(directory: &Path) -> Result<bool, LogError> {
+    let there = directory.try_exists().map_err(failure_in(directory))?;
+    Ok(!there || try_lock(directory)?.is_some())
 }
 
 fn remove(path: &Path) -> io::Result<()> {

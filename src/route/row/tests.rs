@@ -47,7 +47,14 @@ fn plan(full: bool) -> Plan {
         fingerprint: String::new(),
         partitions: None,
     };
-    let known = Known { info: info.into(), shape: None, ours: true, blocked: false, weak: BTreeSet::new() };
+    let known = Known {
+        info: info.into(),
+        shape: None,
+        ours: true,
+        blocked: false,
+        weak: BTreeSet::new(),
+        unpublished: false,
+    };
     Plan::compile(&relation, &tracked.unwrap(), &known, |shape: Shape| shape.into()).unwrap()
 }
 

@@ -9,14 +9,13 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, CopyOutStream};
 
 use super::copy::{Fields, Lines};
-use super::select;
+use super::{FullOptions, select};
 use crate::change::RowChange;
 use crate::feed::Directory;
 use crate::horizon::{ParseSnapshotError, Snapshot};
@@ -132,17 +131,18 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 pub(super) async fn open(
     client: &Client,
     wanted: &[Wanted],
-    lock_timeout: Duration,
-    longest: Duration,
+    options: &FullOptions,
 ) -> Result<Opened, SnapshotError> {
     let relids: Vec<u32> = wanted.iter().map(|wanted| wanted.tracked.relid).collect();
     let before = names(client, &relids).await?;
     let begin = format!(
         "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; {SET_LOCAL}; SET LOCAL row_security = off; \
          SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {longest}; \
-         SET LOCAL idle_in_transaction_session_timeout = {longest}",
-        lock_timeout.as_millis(),
-        longest = longest.as_millis(),
+         SET LOCAL idle_in_transaction_session_timeout = {idle}",
+        options.lock_timeout.as_millis(),
+        longest = options.longest.as_millis(),
+        // It does nothing for longer only if the relay is gone, and its locks must not stay for that.
+        idle = (options.fence_wait * 2).as_millis(),
     );
     client.batch_execute(&begin).await?;
     // One after the other, each in the same order for everybody; the snapshot is taken by the first query.

@@ -77,8 +77,7 @@ impl FullSync {
     ) -> Result<(Taken, Spool, PageBuilder), FullError> {
         let after = self.horizon(feed, reader.wanted, database).await?;
         let client = &*database.client().await.map_err(SnapshotError::from)?;
-        let open = snapshot::open(client, reader.wanted, self.options.lock_timeout, self.options.longest);
-        let opened = open.await?;
+        let opened = snapshot::open(client, reader.wanted, &self.options).await?;
         let mut writer = Writer { spool: Some(spool), page: PageBuilder::default() };
         let reading = async {
             for (place, table) in opened.tables.iter().enumerate() {
@@ -92,12 +91,14 @@ impl FullSync {
             }
             writer.end()
         };
-        let fencing = async { Ok(self.fencing.fence(feed).await?) };
-        let ((spool, page), (fence, place)) = tokio::try_join!(reading, fencing)?;
-        if place != opened.place {
+        let fencing = async { Ok(self.fencing.send(feed).await?) };
+        let ((spool, page), sent) = tokio::try_join!(reading, fencing)?;
+        if sent.place != opened.place {
             return Err(SnapshotError::Moved.into());
         }
+        // Before the fence is met: ingest may be behind, and an application's DDL must not wait for that.
         snapshot::close(client).await?;
+        let fence = sent.met().await?;
         reached(feed, fence).await?;
         let keys = opened.tables.iter().map(|table| table.key().to_vec()).collect();
         Ok((Taken { after, seen: opened.snapshot, fence, keys }, spool, page))

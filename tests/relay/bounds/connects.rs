@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rowcast::embedded::Options;
 use serde_json::{Value, json};
 
-use super::{LONG, base, loopback, size};
+use super::{AGAIN_KIB, LONG, base, loopback, size};
 use crate::support::device::Device;
 use crate::support::dice::Dice;
 use crate::support::events::{Events, ask};
@@ -144,7 +144,7 @@ async fn a_day_of_devices_that_come_and_go() {
     // What stays of the first half (the allocator's pages, the engine's caches) is not twice there.
     let grown = after.rss_kib.saturating_sub(half.rss_kib);
     println!("the second half of the day: {grown} KiB more");
-    assert!(grown < 32 * 1024, "{grown} KiB more after the second half");
+    assert!(grown < AGAIN_KIB, "{grown} KiB more after the second half");
 
     for number in 0..size(REMEMBERED / 2, REMEMBERED * 2) {
         crowd(&relay.http_as("crowded"), &format!("more-{number}")).await;

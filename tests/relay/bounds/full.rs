@@ -39,11 +39,15 @@ async fn a_full_sync_of_a_million_rows_to_slow_readers() {
     tokio::time::timeout(LONG, client.batch_execute(&insert)).await.expect("it commits").unwrap();
     drop(client);
     // The rows are there before the relay, which has not to catch up with them.
-    let relay = Relay::on(&pg).env("ROWCAST_SPOOL_MAX_AGE", "2s").start().await;
+    let setup = Relay::on(&pg).env("ROWCAST_SPOOL_MAX_AGE", "2s");
+    // One of them takes nothing while the other reads: it would be given up after two heartbeats.
+    let relay = setup.env("ROWCAST_HEARTBEAT", "20m").start().await;
     let before = base(&relay, &pg).await;
 
     let request = relay.http_as("1").request("GET", "/api/realtime/sync?device_id=d&topics=user:1:*");
-    let mut lines = request.header("accept", "application/x-ndjson").small_buffer().open().await;
+    let request = request.header("accept", "application/x-ndjson").small_buffer();
+    let opened = tokio::time::timeout(LONG, request.try_open()).await;
+    let mut lines = opened.expect("an answer begins").unwrap();
     assert_eq!(lines.status, 200);
     let mut changes = 0;
     while changes < 10 {

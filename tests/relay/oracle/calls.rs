@@ -37,6 +37,8 @@ impl Traveller {
         from: From,
     ) -> Result<HashMap<String, SyncTable>, Setback> {
         let part = self.parts[at].clone();
+        // A cursor says nothing of a table that could not be had.
+        let from = if part.blocked { From::Nothing } else { from };
         let limit = 1 + self.dice.roll(60);
         let mut body = json!({"device_id": self.name, "topics": part.topics, "limit": limit});
         let time = part.time.as_ref().filter(|_| from == From::Time && part.cursor.is_some());

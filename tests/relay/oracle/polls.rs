@@ -134,7 +134,7 @@ impl Traveller {
             match frame.kind.as_str() {
                 "sync_required" => {
                     let json = frame.json();
-                    self.check_reason(&json["reason"]);
+                    self.note_required(&json);
                     required.extend(topics_of(&json));
                 }
                 "broadcast" | "granted" => {}

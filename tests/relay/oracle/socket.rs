@@ -227,7 +227,7 @@ impl Traveller {
             }
             "sync_required" => {
                 socket.end(&topics);
-                self.check_reason(&json["reason"]);
+                self.note_required(&json);
                 self.done.count("sync required");
                 return Some(topics);
             }

@@ -199,7 +199,7 @@ impl Traveller {
                 "sync_required" => {
                     stream.chain.forget();
                     stream.required.extend(topics_of(&json));
-                    self.check_reason(&json["reason"]);
+                    self.note_required(&json);
                 }
                 "replay_begin" | "caught_up" => stream.chain.forget(),
                 "connection_established" | "broadcast" | "progress" | "other_device_synced" | "granted" => {}

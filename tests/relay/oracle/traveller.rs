@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::calls::From;
 use super::parts::{Part, covers};
-use super::socket::{Socket, part_of};
+use super::socket::{Socket, part_of, topics_of};
 use super::stream::Stream;
 use super::tally::Done;
 use super::tokens;
@@ -19,7 +19,6 @@ use crate::support::device::Device;
 use crate::support::dice::Dice;
 use crate::support::frame::{Change, Frame, place};
 use crate::support::http::Http;
-use crate::support::postgres::TestPostgres;
 
 pub(super) struct Traveller {
     /// Where relays come and go.
@@ -43,7 +42,7 @@ pub(super) struct Traveller {
     /// The greatest place and time that REST told, of one epoch.
     pub(super) latest: Option<(String, String)>,
     /// Since when it cannot go on.
-    kept_since: Option<Instant>,
+    pub(super) kept_since: Option<Instant>,
     pub(super) done: Done,
 }
 
@@ -132,88 +131,6 @@ impl Traveller {
         }
     }
 
-    /// Catches up with what is committed now, by whatever it travels. In rough weather, once it is over:
-    /// the database is there.
-    pub(super) async fn arrive(&mut self, pg: &TestPostgres) {
-        self.kept_since = None;
-        self.widen_by_force();
-        let goal = pg.value("SELECT (pg_current_wal_insert_lsn() - '0/0')::text").await;
-        let goal: u64 = goal.parse().expect("a place in the WAL");
-        let goal = format!("{goal:016x}");
-        let begun = Instant::now();
-        while !self.has_arrived(&goal) {
-            // So that there is something behind all that counts, for each part.
-            let mark = self.wish.mark();
-            let mark_of = |part: &Part| if part.covers(&mark) { mark.clone() } else { part.mark() };
-            for mark in self.parts.iter().map(mark_of).collect::<Vec<_>>() {
-                let mark = mark.replace('\'', "''");
-                pg.sql(&format!("SELECT rowcast.broadcast('{mark}', 'mark', 'null')")).await;
-            }
-            if let Err(setback) = self.catch_up(&goal).await {
-                self.bear(setback).await;
-            }
-            let patience = self.weather.patience();
-            assert!(
-                begun.elapsed() < patience,
-                "{} did not come to {goal} within {patience:?}",
-                self.whereabouts()
-            );
-        }
-        self.kept_since = None;
-    }
-
-    fn has_arrived(&self, goal: &str) -> bool {
-        self.parts.iter().all(|part| part.has_reached(goal) && !part.blocked)
-    }
-
-    async fn catch_up(&mut self, goal: &str) -> Result<(), Setback> {
-        if let Link::Stream(stream) = &self.link {
-            let at = self.parts.iter().position(|part| part.topics == stream.topics);
-            return match at {
-                Some(at) if !self.parts[at].has_reached(goal) => self.read_stream_to(at, goal).await,
-                _ => {
-                    self.leave();
-                    Ok(())
-                }
-            };
-        }
-        if matches!(self.link, Link::Socket(_)) && !self.parts.iter().any(|part| part.blocked) {
-            self.board().await?;
-            return self.read_socket_to(goal).await;
-        }
-        let missing = |part: &Part| !part.has_reached(goal) || part.blocked;
-        let Some(at) = self.parts.iter().position(missing) else { return Ok(()) };
-        match self.dice.roll(4) {
-            0 if !self.parts[at].blocked => self.board().await,
-            1 if !self.parts[at].blocked => self.open_stream(at).await,
-            2 if !self.parts[at].blocked => self.poll(at).await.map(drop),
-            _ => {
-                self.sync(at, From::Cursor).await?;
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                Ok(())
-            }
-        }
-    }
-
-    async fn read_socket_to(&mut self, goal: &str) -> Result<(), Setback> {
-        self.send(&json!({"type": "ping"})).await?;
-        while !self.has_arrived(goal) && matches!(self.link, Link::Socket(_)) {
-            let mut pong = false;
-            if !self
-                .take_until(|frame| {
-                    pong = frame.kind == "pong";
-                    true
-                })
-                .await?
-                || pong
-            {
-                // What is not here yet comes as its mark.
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
     /// Comes back later, if that is what the weather asks for.
     pub(super) async fn bear(&mut self, setback: Setback) {
         assert!(self.weather.bears(&setback), "{}: {setback}", self.whereabouts());
@@ -244,9 +161,9 @@ impl Traveller {
         while let Some(at) = self.parts.iter().position(|part| part.aside) {
             let aside = self.parts.remove(at);
             let wild = self.parts.iter_mut().find(|part| part.covers(&aside.topics[0]));
-            let together =
-                |part: &&mut Part| aside.cursor.as_ref().is_none_or(|cursor| !part.stands_at(cursor));
-            if let Some(part) = wild.filter(together) {
+            let Some(part) = wild else { continue };
+            part.blocked |= aside.blocked;
+            if aside.cursor.is_none_or(|cursor| !part.stands_at(&cursor)) {
                 part.forget_place();
             }
         }
@@ -378,7 +295,9 @@ impl Traveller {
         let http = Http::at(self.relay).with_token(&self.token);
         let removed =
             self.weather.in_time("removing a device", http.request("DELETE", &path).whole()).await?;
-        assert!(matches!(removed.status, 204 | 404 | 503), "{}: {}", self.whereabouts(), removed.status);
+        if !matches!(removed.status, 204 | 404) {
+            return Err(Setback::of_answer(&removed));
+        }
         if let Link::Socket(_) = self.link
             && removed.status == 204
         {
@@ -417,7 +336,7 @@ impl Traveller {
     ) -> Pin<Box<dyn Future<Output = Result<(), Setback>> + Send + '_>> {
         Box::pin(async move {
             if let [topic] = topics.as_slice()
-                && self.dice.roll(2) == 0
+                && self.dice.roll(4) > 0
                 && self.go_on_by_name(topic).await?
             {
                 return Ok(());
@@ -427,7 +346,8 @@ impl Traveller {
                 |part: &Part| topics.iter().any(|topic| part.topics.contains(topic) || part.covers(topic));
             let told: Vec<usize> = (0..self.parts.len()).filter(|at| concerned(&self.parts[*at])).collect();
             for at in told {
-                let stood = self.parts[at].cursor.is_some();
+                // A relay that was killed may have forgotten that it told so, until it finds it again.
+                let stood = self.parts[at].cursor.is_some() && self.weather == Weather::Calm;
                 let tables = self.sync(at, From::Cursor).await?;
                 for topic in topics.iter().filter(|topic| !topic.ends_with('*') && stood) {
                     let full =
@@ -438,6 +358,17 @@ impl Traveller {
             }
             Ok(())
         })
+    }
+
+    /// What a device is told of topics that have ended. A table that waits for a DBA comes in full later,
+    /// whatever the cursor is then.
+    pub(super) fn note_required(&mut self, told: &Value) {
+        self.check_reason(&told["reason"]);
+        if told["to"].is_null() {
+            let topics = topics_of(told);
+            let concerned = |part: &&mut Part| topics.iter().any(|topic| part.covers(topic));
+            self.parts.iter_mut().filter(concerned).for_each(|part| part.blocked = true);
+        }
     }
 
     /// That a copy counts no more has its reasons. A new log is none where nothing was broken.

@@ -1,7 +1,12 @@
 //! Applications that write at full speed, over several connections.
 
-use tokio_postgres::Client;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::dice::Dice;
 use super::postgres::{TestPostgres, explain};
@@ -79,6 +84,47 @@ pub(crate) async fn write_all(
     }
     for writer in writing {
         writer.await.unwrap();
+    }
+}
+
+/// Commits on each of `connections` connections until told that it is over, and comes back whenever the
+/// server goes away.
+pub(crate) async fn write_until(
+    url: &str,
+    tables: &'static [Written],
+    dice: &mut Dice,
+    connections: usize,
+    over: &Arc<AtomicBool>,
+) -> Vec<AbortOnDropHandle<()>> {
+    let writer = |_| {
+        let (url, dice, over) = (url.to_owned(), Dice(dice.next()), Arc::clone(over));
+        AbortOnDropHandle::new(tokio::spawn(write_on(url, tables, dice, over)))
+    };
+    (0..connections).map(writer).collect()
+}
+
+async fn write_on(url: String, tables: &'static [Written], mut dice: Dice, over: Arc<AtomicBool>) {
+    const AGAIN: Duration = Duration::from_millis(20);
+    while !over.load(Ordering::Relaxed) {
+        let Ok((client, connection)) = tokio_postgres::connect(&url, NoTls).await else {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        while !over.load(Ordering::Relaxed) {
+            let sql = transaction(tables, &mut dice);
+            let Err(error) = client.batch_execute(&sql).await else { continue };
+            let code = error.code().map_or("", SqlState::code);
+            // Two writers met; or the server is going.
+            if client.is_closed() || code.is_empty() || code.starts_with("57") {
+                break;
+            }
+            let met = [SqlState::UNIQUE_VIOLATION, SqlState::T_R_DEADLOCK_DETECTED];
+            assert!(error.code().is_some_and(|code| met.contains(code)), "{}\nin {sql}", explain(&error));
+            if client.batch_execute("ROLLBACK").await.is_err() {
+                break;
+            }
+        }
     }
 }
 
