@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::AddAssign;
 
-/// What a few seeds together must have tried: else the oracle tests less than it says.
-pub(super) const ALL: [&str; 41] = [
+/// What a few seeds together must have tried: else the oracle tests less than it says. (That a table has to
+/// be synced comes of what a DBA does or what breaks, and is counted besides.)
+pub(super) const ALL: [&str; 38] = [
     "ack",
     "batched socket",
     "change",
@@ -42,11 +43,8 @@ pub(super) const ALL: [&str; 41] = [
     "sync by cursor",
     "sync by time",
     "sync in milliseconds",
-    "sync required",
     "sync through GET",
-    "table by its name",
     "unsubscribed",
-    "went on after sync required",
 ];
 
 #[derive(Debug, Default, Clone)]

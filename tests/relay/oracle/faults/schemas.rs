@@ -133,13 +133,17 @@ impl World {
 
 /// Deletes a row and writes another as it is: in any table.
 pub(super) fn touch(table: &str) -> String {
+    let some = format!("(SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)");
+    let (name, escaped) = (literal(table), table.replace('%', "%%"));
+    let some_escaped = some.replace('%', "%%");
+    let update = literal(format!("UPDATE {escaped} SET %1$I = %1$I WHERE ctid = {some_escaped}"));
     format!(
-        "DO $$ DECLARE wanted name; BEGIN
+        "DO $touch$ DECLARE wanted name; BEGIN
            SELECT attname INTO wanted FROM pg_attribute
-             WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' LIMIT 1;
-           DELETE FROM {table} WHERE ctid = (SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED);
-           EXECUTE format('UPDATE {table} SET %1$I = %1$I WHERE ctid = (SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)', wanted);
-         END $$"
+             WHERE attrelid = {name}::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' LIMIT 1;
+           DELETE FROM {table} WHERE ctid = {some};
+           EXECUTE format({update}, wanted);
+         END $touch$"
     )
 }
 
