@@ -42,7 +42,7 @@ impl World {
 
     /// What adds a table to the publication as it is in it now.
     pub(super) async fn publish_again(&self, table: &str) -> String {
-        let add = literal(&format!("ALTER PUBLICATION rowcast ADD TABLE {}%s", table.replace('%', "%%")));
+        let add = literal(format!("ALTER PUBLICATION rowcast ADD TABLE {}%s", table.replace('%', "%%")));
         let table = literal(table);
         let as_it_is = format!(
             "SELECT format({add},
