@@ -41,6 +41,8 @@ pub(super) struct Traveller {
     pub(super) is_new: bool,
     /// The greatest place and time that REST told, of one epoch.
     pub(super) latest: Option<(String, String)>,
+    /// The last `sync_required`, for whoever reads a failure.
+    pub(super) told: String,
     /// Since when it cannot go on.
     pub(super) kept_since: Option<Instant>,
     pub(super) done: Done,
@@ -79,6 +81,7 @@ impl Traveller {
             link: Link::Away,
             is_new: true,
             latest: None,
+            told: String::new(),
             kept_since: None,
             done: Done::default(),
         };
@@ -348,12 +351,18 @@ impl Traveller {
             for at in told {
                 // A relay that was killed may have forgotten that it told so, until it finds it again.
                 let stood = self.parts[at].cursor.is_some() && self.weather == Weather::Calm;
+                let before = self.parts[at].cursor.clone();
                 let tables = self.sync(at, From::Cursor).await?;
                 for topic in topics.iter().filter(|topic| !topic.ends_with('*') && stood) {
                     let full =
                         tables.get(&table_of(topic)).is_none_or(|table| table.full || table.unavailable);
                     let own = part_of(&self.parts, topic) == Some(at);
-                    assert!(full || !own, "{} had to sync {topic}, and was not given it", self.whereabouts());
+                    assert!(
+                        full || !own,
+                        "{} had to sync {topic}, stood at {before:?}, was told {}, and was not given it: {tables:?}",
+                        self.whereabouts(),
+                        self.told
+                    );
                 }
             }
             Ok(())
@@ -363,6 +372,7 @@ impl Traveller {
     /// What a device is told of topics that have ended. A table that waits for a DBA comes in full later,
     /// whatever the cursor is then.
     pub(super) fn note_required(&mut self, told: &Value) {
+        self.told = told.to_string();
         self.check_reason(&told["reason"]);
         if told["to"].is_null() {
             let topics = topics_of(told);
