@@ -217,7 +217,7 @@ fn what_belongs_to_the_edge_is_checked() {
         ("request_timeout", "0s"),
     ];
     let error = load("", &needed(), &flags).unwrap_err();
-    assert_eq!(error.mistakes().len(), 5, "{error}");
+    assert_eq!(error.mistakes().len(), 6, "{error}");
 }
 
 #[test]

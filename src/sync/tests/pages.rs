@@ -221,7 +221,7 @@ proptest! {
         let mut copy = copy_of(state, &wish.wanted);
         let mut fields = wish.fields(&json!({"cursor": feed.cursor(*start).to_string()}), 1);
         fields["limit"] = Value::Null;
-        let mut stream = SyncStream::open(feed, &identity(&GRANTS), &request(fields)).unwrap();
+        let mut stream = SyncStream::open(Arc::clone(&feed), &identity(&GRANTS), &request(fields)).unwrap();
         let mut lines = Vec::new();
         while let Some(bytes) = stream.next_lines() {
             assert!(bytes.ends_with(b"\n"));

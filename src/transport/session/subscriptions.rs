@@ -97,6 +97,13 @@ impl Subscription {
         }
         let table = self.tables.iter().find(|(name, _)| *name == mark.table);
         let stands = match table {
+            // It waited for a DBA, and can be had again. There is one mark of the whole table: this one took
+            // the place of the one without end.
+            Some((_, Start::Ended(Position::MAX)))
+                if mark.audience.is_none() && mark.upto < Position::MAX =>
+            {
+                return Some((position.max(self.from), Arc::clone(&mark.table)));
+            }
             Some((_, Start::Ended(told))) if *told >= mark.upto => return None,
             Some((_, Start::After(start))) => position.max(*start),
             Some((_, Start::Ended(_))) | None => position.max(self.from),
@@ -252,6 +259,22 @@ mod tests {
         assert!(subscriptions.apply(&[mark("orders", None, 20)], at(16)).0.is_empty());
         assert!(wants(&subscriptions, "orders", 21) && !wants(&subscriptions, "orders", 20));
         assert_eq!(subscriptions.apply(&[mark("orders", None, 40)], at(25)).0.len(), 1);
+    }
+
+    /// Else a device that is told by a wildcard never hears that its table can be synced again, while its
+    /// cursor goes on.
+    #[test]
+    fn a_table_that_waited_is_told_again_once_it_is_mended() {
+        let mut subscriptions = subscriptions(&["user:1:*"]);
+        let waits = Mark { upto: Position::MAX, reason: Reason::Identity, ..mark("orders", None, 0) };
+        let mended = mark("orders", None, 30);
+        let of_audience = mark("orders", Some("user:1"), 40);
+        assert_eq!(subscriptions.apply(std::slice::from_ref(&waits), at(15)).0.len(), 1);
+        assert!(subscriptions.apply(&[waits, of_audience], at(16)).0.is_empty(), "it still waits");
+        let (stale, _) = subscriptions.apply(std::slice::from_ref(&mended), at(20));
+        assert_eq!(stale.iter().map(|stale| stale.upto).collect::<Vec<_>>(), [at(30)]);
+        assert!(subscriptions.apply(&[mended], at(21)).0.is_empty(), "told once");
+        assert!(!wants(&subscriptions, "orders", 50), "until it is subscribed by its name");
     }
 
     #[test]

@@ -183,8 +183,10 @@ impl Dba {
                 let wider = if column.ty == "smallint" { "integer" } else { "bigint" };
                 alter(format!("ALTER COLUMN {} TYPE {wider}", quoted(&column.name)))
             }
+            // The type of what is generated follows its expression.
             _ => {
-                let (name, ty) = (quoted(&data?.name), &data?.ty);
+                let data = data.filter(|column| !column.generated)?;
+                let (name, ty) = (quoted(&data.name), &data.ty);
                 alter(match ty.as_str() {
                     // The same type, and the Relation message is the same too.
                     "smallint" | "integer" => format!("ALTER COLUMN {name} TYPE {ty} USING {name} / 2 + 1"),

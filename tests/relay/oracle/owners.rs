@@ -43,11 +43,6 @@ impl Owners {
         pick(&KINDS, dice).clone()
     }
 
-    /// As the harness's writers call them.
-    pub(super) fn of_writers() -> Self {
-        KINDS[0].clone()
-    }
-
     pub(super) fn all(&self) -> impl Iterator<Item = &'static str> {
         self.users.into_iter().chain([self.stranger])
     }

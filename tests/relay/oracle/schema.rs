@@ -118,23 +118,6 @@ impl Schema {
         schema
     }
 
-    /// The tables of the harness's own writers, which make and track them by themselves.
-    pub(super) fn of_writers() -> Self {
-        let tables: [(&str, &[&str]); 6] = [
-            ("a", &["user:{user_id}:a"]),
-            ("b", &["user:{user_id}:b"]),
-            ("c", &["user:{sender}:c", "user:{recipient}:c"]),
-            ("d", &["user:{user_id}:d", "team:{team_id}:d"]),
-            ("g", &["global:g"]),
-            ("t", &["user:{user_id}:t"]),
-        ];
-        let tables = tables.map(|(name, topics)| Table::known(name, topics)).to_vec();
-        let schema =
-            Schema { owners: Owners::of_writers(), tables, enums: Vec::new(), now: Mutex::default() };
-        schema.tables.iter().for_each(|table| schema.announce(&table.track));
-        schema
-    }
-
     /// What makes it, and tracks its tables.
     pub(super) fn sql(&self) -> String {
         let mut sql = String::from("CREATE SCHEMA \"Other one\";\n");

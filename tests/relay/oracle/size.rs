@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 
+use super::tally::Done;
+
 /// Tries to make a failure smaller stop after this long.
 const SHRINKING: Duration = Duration::from_secs(60);
 
@@ -65,10 +67,10 @@ impl Size {
 }
 
 /// Runs a seed; where it fails, says how to run it again, and fails.
-pub(super) async fn run_and_shrink(seed: u64, size: Size) {
+pub(super) async fn run_and_shrink(seed: u64, size: Size) -> Done {
     println!("oracle: SEED={seed}");
-    if !fails(seed, size).await {
-        return;
+    if let Some(done) = passes(seed, size).await {
+        return done;
     }
     println!("oracle: to run it again: {}", command(seed, size));
     let (mut least, begun) = (size, Instant::now());
@@ -76,7 +78,7 @@ pub(super) async fn run_and_shrink(seed: u64, size: Size) {
         for size in least.smaller() {
             let left = SHRINKING.saturating_sub(begun.elapsed());
             // A run that takes too long is not what is looked for.
-            if let Ok(true) = tokio::time::timeout(left, fails(seed, size)).await {
+            if let Ok(None) = tokio::time::timeout(left, passes(seed, size)).await {
                 least = size;
                 continue 'smaller;
             }
@@ -90,7 +92,7 @@ fn command(seed: u64, size: Size) -> String {
     format!("make oracle SEED={seed} SIZE={}", size.text())
 }
 
-/// Whether a run fails; why, is printed by the panic itself.
-async fn fails(seed: u64, size: Size) -> bool {
-    AssertUnwindSafe(super::run(seed, size)).catch_unwind().await.is_err()
+/// What a run did, unless it fails; why, is printed by the panic itself.
+async fn passes(seed: u64, size: Size) -> Option<Done> {
+    AssertUnwindSafe(super::run(seed, size)).catch_unwind().await.ok()
 }

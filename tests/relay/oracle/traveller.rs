@@ -1,21 +1,24 @@
-//! A device that comes and goes at random, and keeps its copy by the rules for clients.
+//! A device that comes and goes at random by every transport, and keeps its copy by the rules for clients.
 
 use std::net::SocketAddr;
-use std::ops::AddAssign;
-use std::time::{Instant, UNIX_EPOCH};
+use std::pin::Pin;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::weather::{Setback, Weather, frame_of};
+use super::calls::From;
+use super::parts::{Part, covers};
+use super::socket::{Socket, part_of, topics_of};
+use super::stream::Stream;
+use super::tally::Done;
+use super::tokens;
+use super::weather::{Setback, Weather};
 use super::wish::Wish;
-use crate::support::copy::Copy;
+use crate::support::copy::{Copy, table_of};
 use crate::support::device::Device;
 use crate::support::dice::Dice;
 use crate::support::frame::{Change, Frame, place};
-use crate::support::postgres::TestPostgres;
-use crate::support::token;
-
-const FAR_FUTURE: i64 = 4_102_444_800;
+use crate::support::http::Http;
 
 pub(super) struct Traveller {
     /// Where relays come and go.
@@ -24,49 +27,32 @@ pub(super) struct Traveller {
     pub(super) user: String,
     pub(super) name: String,
     pub(super) token: String,
+    /// Its token grants less than the wish.
+    pub(super) narrow: bool,
     pub(super) wish: Wish,
     pub(super) dice: Dice,
     pub(super) copy: Copy,
-    /// The greatest cursor of the wish's topics.
-    pub(super) cursor: String,
-    /// What the last answer over REST called its time.
-    pub(super) time: Option<String>,
-    pub(super) device: Option<Device>,
-    /// The change before, of this connection and subscription.
-    before: Option<Change>,
+    /// What is granted of the wish.
+    pub(super) parts: Vec<Part>,
+    /// What is not, at the moment.
+    pub(super) lost: Vec<String>,
+    pub(super) link: Link,
+    /// It has the empty copy of empty tables.
+    pub(super) is_new: bool,
+    /// The greatest place and time that REST told, of one epoch.
+    pub(super) latest: Option<(String, String)>,
+    /// The last `sync_required`, for whoever reads a failure.
+    pub(super) told: String,
     /// Since when it cannot go on.
-    kept_since: Option<Instant>,
+    pub(super) kept_since: Option<Instant>,
     pub(super) done: Done,
 }
 
-/// How often a traveller did or met something that may be rare.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Done {
-    changes: u64,
-    connected: u64,
-    pub(super) full: u64,
-    pub(super) by_time: u64,
-    pub(super) lines: u64,
-    /// Requests that were to be asked again.
-    pub(super) put_off: u64,
-    required: u64,
-    /// How often it had to come back.
-    set_back: u64,
-    epochs: u64,
-}
-
-impl AddAssign for Done {
-    fn add_assign(&mut self, other: Done) {
-        self.changes += other.changes;
-        self.connected += other.connected;
-        self.full += other.full;
-        self.by_time += other.by_time;
-        self.lines += other.lines;
-        self.put_off += other.put_off;
-        self.required += other.required;
-        self.set_back += other.set_back;
-        self.epochs += other.epochs;
-    }
+/// What is open to the relay.
+pub(super) enum Link {
+    Away,
+    Socket(Box<Socket>),
+    Stream(Box<Stream>),
 }
 
 impl Traveller {
@@ -77,32 +63,37 @@ impl Traveller {
         user: &str,
         name: &str,
         wish: Wish,
-        dice: Dice,
+        mut dice: Dice,
     ) -> Self {
+        let parts = Part::divide(&wish, &mut dice);
         let mut traveller = Traveller {
             relay,
             weather,
             user: user.to_owned(),
             name: name.to_owned(),
-            token: token::user(user),
+            token: tokens::wide(user),
+            narrow: false,
             wish,
             dice,
             copy: Copy::default(),
-            cursor: String::new(),
-            time: None,
-            device: None,
-            before: None,
+            parts,
+            lost: Vec::new(),
+            link: Link::Away,
+            is_new: true,
+            latest: None,
+            told: String::new(),
             kept_since: None,
             done: Done::default(),
         };
-        while let Err(setback) = traveller.connected().await {
+        while let Err(setback) = traveller.board().await {
             traveller.bear(setback).await;
         }
+        traveller.is_new = false;
         traveller
     }
 
     pub(super) fn done(&self) -> Done {
-        self.done
+        self.done.clone()
     }
 
     /// Does one thing that devices do.
@@ -114,53 +105,45 @@ impl Traveller {
     }
 
     async fn try_act(&mut self) -> Result<(), Setback> {
-        match self.dice.roll(16) {
-            0..=4 => self.read().await,
-            5 => {
-                self.device = None;
+        let at = self.dice.roll(self.parts.len() as u64) as usize;
+        match self.dice.roll(36) {
+            0..=7 => self.read().await,
+            8 => {
+                self.leave();
                 Ok(())
             }
-            6 => self.send(&json!({"type": "ping"})).await,
-            7 => self.resubscribe().await,
-            8 | 9 => self.sync().await,
-            10 => self.sync_in_full().await,
-            11 => self.sync_by_time().await,
-            12 => self.rest().await,
-            13 => self.lag().await,
-            _ => self.read_until_pong().await,
-        }
-    }
-
-    /// Catches up with what is committed now. In rough weather, once it is over: the database is there.
-    pub(super) async fn arrive(&mut self, pg: &TestPostgres) {
-        let mark = format!("SELECT rowcast.broadcast('{}', 'mark', 'null')", self.wish.mark());
-        let begun = Instant::now();
-        loop {
-            match self.catch_up(pg, &mark).await {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(setback) => self.bear(setback).await,
+            9 => self.acknowledge().await,
+            10 | 11 => self.resubscribe().await,
+            12 | 13 => self.sync_alone(at, From::Cursor).await,
+            14 => self.sync_alone(at, From::Nothing).await,
+            15 | 16 => self.sync_alone(at, From::Time).await,
+            17 => {
+                self.leave();
+                self.done.count("rested");
+                self.let_commits_pass().await
             }
-            let patience = self.weather.patience();
-            assert!(begun.elapsed() < patience, "{} did not arrive within {patience:?}", self.whereabouts());
+            18 => self.lag().await,
+            19 | 20 => self.poll_some(at).await,
+            21 => self.poll_by_time(at).await,
+            22 | 23 => self.snapshot(at).await,
+            24..=26 => self.open_stream(at).await,
+            27 => self.read_compressed(at).await,
+            28..=31 => self.change_token().await,
+            32 => self.be_removed().await,
+            _ => self.divide_anew().await,
         }
-        self.kept_since = None;
-    }
-
-    async fn catch_up(&mut self, pg: &TestPostgres, mark: &str) -> Result<bool, Setback> {
-        // A mark that is committed while it syncs over REST is behind it.
-        self.connected().await?;
-        let id = pg.value(mark).await;
-        self.take_until(|frame| frame.kind == "broadcast" && frame.json()["id"] == *id).await
     }
 
     /// Comes back later, if that is what the weather asks for.
     pub(super) async fn bear(&mut self, setback: Setback) {
         assert!(self.weather.bears(&setback), "{}: {setback}", self.whereabouts());
-        self.device = None;
-        self.before = None;
         if setback.token {
-            self.token = mint_now(&self.user);
+            self.token = tokens::minted_now(&self.user, self.narrow);
+        }
+        if let Some(topic) = &setback.lost {
+            assert!(self.narrow, "{} is not granted {topic}", self.whereabouts());
+            self.done.count("not granted any more");
+            self.lose(std::slice::from_ref(topic));
         }
         let since = *self.kept_since.get_or_insert_with(Instant::now);
         let patience = self.weather.patience();
@@ -169,229 +152,251 @@ impl Traveller {
             "{} could not go on for {patience:?}: {setback}",
             self.whereabouts()
         );
-        self.done.set_back += 1;
+        self.leave();
+        self.done.count("set back");
         tokio::time::sleep(setback.pause).await;
+    }
+
+    /// Leaves what is open. A table that went on by its name stands with its wildcard again, or the
+    /// wildcard begins anew.
+    pub(super) fn leave(&mut self) {
+        self.link = Link::Away;
+        while let Some(at) = self.parts.iter().position(|part| part.aside) {
+            let aside = self.parts.remove(at);
+            let wild = self.parts.iter_mut().find(|part| part.covers(&aside.topics[0]));
+            let Some(part) = wild else { continue };
+            part.blocked |= aside.blocked;
+            if aside.cursor.is_none_or(|cursor| !part.stands_at(&cursor)) {
+                part.forget_place();
+            }
+        }
     }
 
     /// Which device, how it travels, and where it stands.
     pub(super) fn whereabouts(&self) -> String {
-        let transport = if self.device.is_some() { "a WebSocket" } else { "no connection" };
-        format!(
-            "user {}'s device {} of {:?} on {transport} at {}",
-            self.user, self.name, self.wish.topics, self.cursor
-        )
+        let transport = match &self.link {
+            Link::Away => "no connection".to_owned(),
+            Link::Socket(_) => "a WebSocket".to_owned(),
+            Link::Stream(stream) => format!("events of {:?}", stream.topics),
+        };
+        let stand =
+            |part: &Part| format!("{:?} at {}", part.topics, part.cursor.as_deref().unwrap_or("nothing"));
+        let parts: Vec<String> = self.parts.iter().map(stand).collect();
+        format!("user {}'s device {} on {transport}, {}", self.user, self.name, parts.join(", "))
     }
 
-    /// Some frames, which may end anywhere; there is always one more after a ping.
+    /// Some frames of what is open, which may end anywhere; opens something, if nothing is.
     async fn read(&mut self) -> Result<(), Setback> {
-        let mut left = 1 + self.dice.roll(40);
-        self.send(&json!({"type": "ping"})).await?;
-        self.take_until(|frame| {
-            left -= 1;
-            left == 0 || frame.kind == "pong"
-        })
-        .await?;
-        Ok(())
-    }
-
-    async fn read_until_pong(&mut self) -> Result<(), Setback> {
-        self.send(&json!({"type": "ping", "ref": "p"})).await?;
-        self.take_until(|frame| frame.kind == "pong" && frame.json()["ref"] == "p").await?;
-        Ok(())
-    }
-
-    /// Unsubscribes, and subscribes with the cursor on the same socket.
-    async fn resubscribe(&mut self) -> Result<(), Setback> {
-        let topics = json!(self.wish.topics);
-        if self.dice.roll(2) == 0 {
-            self.send(&json!({"type": "unsubscribe", "topics": topics})).await?;
-            if !self.take_until(|frame| frame.kind == "unsubscribed").await? {
-                return Ok(());
+        match (&self.link, self.dice.roll(3)) {
+            (Link::Stream(_), _) => self.read_stream().await,
+            (Link::Away, 0) => {
+                let at = self.dice.roll(self.parts.len() as u64) as usize;
+                self.open_stream(at).await
+            }
+            (_, 1) => {
+                self.board().await?;
+                self.ask_socket("ping", json!({}), &[]).await
+            }
+            _ => {
+                self.board().await?;
+                let mut left = 1 + self.dice.roll(40);
+                // There is always one more after a ping.
+                self.send(&json!({"type": "ping"})).await?;
+                let over = |frame: &Frame| {
+                    left -= 1;
+                    left == 0 || frame.kind == "pong"
+                };
+                self.take_until(over).await.map(drop)
             }
         }
-        let cursor = self.cursor.clone();
-        let subscribe = json!({"type": "subscribe", "topics": topics, "cursor": cursor, "ref": cursor});
-        self.send(&subscribe).await?;
-        // Until then the old subscription goes on; what it brought comes again from the cursor on.
-        loop {
-            let frame = self.recv().await?;
-            match frame.kind.as_str() {
-                "subscribed" if frame.json()["ref"] == cursor.as_str() => break,
-                "sync_required" => return self.sync_as_required(&frame).await,
-                _ => {}
-            }
+    }
+
+    /// Says what it has, which is its sync status then.
+    async fn acknowledge(&mut self) -> Result<(), Setback> {
+        self.board().await?;
+        let Some(cursor) = self.parts.iter().find_map(|part| part.cursor.clone()) else { return Ok(()) };
+        self.send(&json!({"type": "ack", "cursor": cursor})).await?;
+        self.ask_socket("ping", json!({}), &[]).await?;
+        let path = format!("/api/realtime/sync-status?device_id={}", self.name);
+        let http = Http::at(self.relay).with_token(&self.token);
+        let status = self.weather.in_time("a sync status", http.request("GET", &path).whole()).await?;
+        if status.status != 200 {
+            return Err(Setback::of_answer(&status));
         }
-        self.before = None;
+        let told = status.json()["cursor"].as_str().map(place).map(str::to_owned);
+        let right = told.as_deref() == Some(place(&cursor));
+        assert!(
+            right || self.weather == Weather::Rough,
+            "{} acknowledged {cursor}: {told:?}",
+            self.whereabouts()
+        );
+        self.done.count("ack");
         Ok(())
     }
 
-    /// Away for as long as some commits take.
-    async fn rest(&mut self) -> Result<(), Setback> {
-        self.device = None;
-        self.let_commits_pass().await
-    }
-
-    /// Connected, and reads nothing for as long.
+    /// Connected, and reads nothing for as long as some commits take.
     async fn lag(&mut self) -> Result<(), Setback> {
-        self.device = None;
-        self.connect(true).await?;
+        self.open_socket(true).await?;
+        self.board().await?;
+        let before = self.sessions_behind().await?;
         self.let_commits_pass().await?;
-        self.read_until_pong().await
+        self.done.count("lagged");
+        if self.sessions_behind().await? > before {
+            self.done.count("sent to the log");
+        }
+        if matches!(self.link, Link::Socket(_)) {
+            self.ask_socket("ping", json!({}), &[]).await?;
+        }
+        Ok(())
     }
 
-    async fn let_commits_pass(&self) -> Result<(), Setback> {
+    /// How often a session was sent to the log, whoever's.
+    async fn sessions_behind(&self) -> Result<u64, Setback> {
+        let metrics = Http::at(self.relay).request("GET", "/metrics");
+        let metrics = self.weather.in_time("metrics", metrics.whole()).await?;
+        let lines = metrics.text().lines();
+        let value = lines.filter_map(|line| line.strip_prefix("rowcast_sessions_behind_total "));
+        Ok(value.filter_map(|value| value.parse::<u64>().ok()).sum())
+    }
+
+    pub(super) async fn let_commits_pass(&self) -> Result<(), Setback> {
         let watch = Device::at(self.relay, &self.user, "watch").token(&self.token);
         let mut other = self.weather.in_time("the handshake of a second device", watch.handshake()).await?;
         let subscribe = json!({"type": "subscribe", "topics": [self.wish.own()]});
         for message in [subscribe, json!({"type": "ping"}), json!({"type": "ping"}), json!({"type": "ping"})]
         {
-            let sent = other.try_send(&message).await;
             let wanted = if message["type"] == "ping" { "pong" } else { "subscribed" };
-            while sent && self.next_of(&mut other).await?.kind != wanted {}
+            if !other.try_send(&message).await {
+                return Err(Setback::broken("nothing can be sent"));
+            }
+            let begun = Instant::now();
+            loop {
+                let next = async { super::weather::frame_of(other.next_incoming().await) };
+                if self.weather.in_time("a frame for a second device", next).await?.kind == wanted {
+                    break;
+                }
+                assert!(begun.elapsed() < self.weather.patience(), "no {wanted}: {}", self.whereabouts());
+            }
         }
         Ok(())
     }
 
-    /// What the copy lacks is no longer in the changes.
-    async fn sync_as_required(&mut self, frame: &Frame) -> Result<(), Setback> {
-        self.check_reason(&frame.json()["reason"]);
-        self.done.required += 1;
-        self.sync().await
+    async fn snapshot(&mut self, at: usize) -> Result<(), Setback> {
+        if !matches!(self.link, Link::Socket(_)) {
+            self.open_socket(false).await?;
+        }
+        // With the others around it, if they are there.
+        if at < self.parts.len() && !self.parts[at].aside {
+            self.show(at).await?;
+        }
+        Ok(())
+    }
+
+    /// Its user removes it, and takes it up again.
+    async fn be_removed(&mut self) -> Result<(), Setback> {
+        let path = format!("/api/realtime/devices/{}", self.name);
+        let http = Http::at(self.relay).with_token(&self.token);
+        let removed =
+            self.weather.in_time("removing a device", http.request("DELETE", &path).whole()).await?;
+        if !matches!(removed.status, 204 | 404) {
+            return Err(Setback::of_answer(&removed));
+        }
+        if let Link::Socket(_) = self.link
+            && removed.status == 204
+        {
+            self.await_removal().await?;
+        }
+        self.done.count("device removed");
+        self.leave();
+        Ok(())
+    }
+
+    /// Divides what it wants otherwise, where all of it stands at one place.
+    async fn divide_anew(&mut self) -> Result<(), Setback> {
+        if self.parts.len() > 1 {
+            self.board().await?;
+            self.ask_socket("ping", json!({}), &[]).await?;
+        }
+        self.leave();
+        let first = self.parts[0].clone();
+        let Some(cursor) = first.cursor.clone().filter(|_| self.lost.is_empty()) else { return Ok(()) };
+        if self.parts.iter().all(|part| part.stands_at(&cursor)) {
+            let three = place(&cursor).to_owned();
+            self.parts = Part::divide(&self.wish, &mut self.dice);
+            // What a cursor from REST vouches for was of the old parts.
+            self.parts.iter_mut().for_each(|part| part.cursor = Some(three.clone()));
+            if !first.is_wild() {
+                self.done.count("divided anew");
+            }
+        }
+        Ok(())
+    }
+
+    /// What the copy lacks of these topics is no longer in the changes.
+    pub(super) fn do_as_required(
+        &mut self,
+        topics: Vec<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Setback>> + Send + '_>> {
+        Box::pin(async move {
+            if let [topic] = topics.as_slice()
+                && self.dice.roll(4) > 0
+                && self.go_on_by_name(topic).await?
+            {
+                return Ok(());
+            }
+            self.leave();
+            let concerned =
+                |part: &Part| topics.iter().any(|topic| part.topics.contains(topic) || part.covers(topic));
+            let told: Vec<usize> = (0..self.parts.len()).filter(|at| concerned(&self.parts[*at])).collect();
+            for at in told {
+                // A relay that was killed may have forgotten that it told so, until it finds it again.
+                let stood = self.parts[at].cursor.is_some() && self.weather == Weather::Calm;
+                let before = self.parts[at].cursor.clone();
+                let tables = self.sync(at, From::Cursor).await?;
+                for topic in topics.iter().filter(|topic| !topic.ends_with('*') && stood) {
+                    let full =
+                        tables.get(&table_of(topic)).is_none_or(|table| table.full || table.unavailable);
+                    let own = part_of(&self.parts, topic) == Some(at);
+                    assert!(
+                        full || !own,
+                        "{} had to sync {topic}, stood at {before:?}, was told {}, and was not given it: {tables:?}",
+                        self.whereabouts(),
+                        self.told
+                    );
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What a device is told of topics that have ended. A table that waits for a DBA comes in full later,
+    /// whatever the cursor is then.
+    pub(super) fn note_required(&mut self, told: &Value) {
+        self.told = told.to_string();
+        self.check_reason(&told["reason"]);
+        if told["to"].is_null() {
+            let topics = topics_of(told);
+            let concerned = |part: &&mut Part| topics.iter().any(|topic| part.covers(topic));
+            self.parts.iter_mut().filter(concerned).for_each(|part| part.blocked = true);
+        }
     }
 
     /// That a copy counts no more has its reasons. A new log is none where nothing was broken.
     pub(super) fn check_reason(&mut self, reason: &Value) {
         let reason = reason.as_str().unwrap_or_default();
         assert!(!reason.is_empty(), "{} was given no reason", self.whereabouts());
-        self.done.epochs += u64::from(reason == "epoch");
-        assert!(
-            reason != "epoch" || self.weather == Weather::Rough,
-            "{} has to sync: {reason}",
-            self.whereabouts()
-        );
-    }
-
-    async fn connected(&mut self) -> Result<(), Setback> {
-        let begun = Instant::now();
-        while self.device.is_none() {
-            self.connect(false).await?;
-            assert!(begun.elapsed() < self.weather.patience(), "{} is not let in", self.whereabouts());
-        }
-        Ok(())
-    }
-
-    async fn send(&mut self, message: &Value) -> Result<(), Setback> {
-        self.connected().await?;
-        let device = self.device.as_mut().expect("connected above");
-        if device.try_send(message).await { Ok(()) } else { Err(Setback::broken("nothing can be sent")) }
-    }
-
-    async fn recv(&mut self) -> Result<Frame, Setback> {
-        self.connected().await?;
-        let weather = self.weather;
-        let device = self.device.as_mut().expect("connected above");
-        weather.in_time("a frame", async { frame_of(device.next_incoming().await) }).await
-    }
-
-    async fn next_of(&self, device: &mut Device) -> Result<Frame, Setback> {
-        self.weather.in_time("a frame", async { frame_of(device.next_incoming().await) }).await
-    }
-
-    /// Connects and subscribes; where it has to sync instead, it does, and is not connected then.
-    async fn connect(&mut self, small_buffer: bool) -> Result<(), Setback> {
-        let connect = Device::at(self.relay, &self.user, &self.name).token(&self.token);
-        let connect = connect.query(&format!("batch={}", self.dice.roll(2)));
-        let connect = if small_buffer { connect.small_buffer() } else { connect };
-        let mut device = self.weather.in_time("the handshake", connect.handshake()).await?;
-        let mut subscribe = json!({"type": "subscribe", "topics": self.wish.topics});
-        if !self.cursor.is_empty() {
-            subscribe["cursor"] = self.cursor.clone().into();
-        }
-        if !device.try_send(&subscribe).await {
-            return Err(Setback::broken("nothing can be sent"));
-        }
-        let subscribed = loop {
-            let frame = self.next_of(&mut device).await?;
-            match frame.kind.as_str() {
-                "connection_established" | "heartbeat" | "other_device_synced" => {}
-                "subscribed" => break frame.cursor().expect("a cursor"),
-                "sync_required" => return self.sync_as_required(&frame).await,
-                _ => panic!("{} was told before it subscribed: {}", self.whereabouts(), frame.text),
-            }
-        };
-        if self.cursor.is_empty() {
-            self.cursor = subscribed;
-        } else {
-            assert_eq!(place(&subscribed), place(&self.cursor), "{}", self.whereabouts());
-        }
-        self.device = Some(device);
-        self.before = None;
-        self.done.connected += 1;
-        Ok(())
-    }
-
-    /// Takes frames up to one; false if there was none, for the device had to sync.
-    async fn take_until(&mut self, mut over: impl FnMut(&Frame) -> bool) -> Result<bool, Setback> {
-        let begun = Instant::now();
-        loop {
-            let frame = self.recv().await?;
-            if frame.kind == "sync_required" {
-                self.sync_as_required(&frame).await?;
-                return Ok(false);
-            }
-            let last = over(&frame);
-            self.take(frame);
-            if last {
-                return Ok(true);
-            }
-            let patience = self.weather.patience();
-            assert!(
-                begun.elapsed() < patience,
-                "{} waits for a frame that does not come",
-                self.whereabouts()
-            );
+        let broken = reason == "epoch";
+        assert!(!broken || self.weather == Weather::Rough, "{} has to sync: {reason}", self.whereabouts());
+        if broken {
+            self.done.count("epoch");
         }
     }
 
-    fn take(&mut self, frame: Frame) {
-        if let Some(change) = frame.change() {
-            self.check_foreign(&change);
-            self.check_whole(&change);
-            let cursor = change.cursor.as_deref().unwrap_or_default();
-            assert!(is_ahead(cursor, &self.cursor), "{} was told {}", self.whereabouts(), frame.text);
-            self.copy.apply(&change);
-            self.before = Some(change);
-            self.done.changes += 1;
-        }
-        // Of a replay that was ended by a new subscription nothing stands where it would have ended.
-        let of_nothing = frame.kind == "caught_up" && frame.json()["topics"] == json!([]);
-        // A session may stand behind the cursor that it was given: the greater one counts.
-        if let Some(cursor) = frame.cursor().filter(|cursor| !of_nothing && is_ahead(cursor, &self.cursor)) {
-            self.cursor = cursor;
-        }
-    }
-
+    /// Nothing is told of topics that are not wished, or not granted.
     pub(super) fn check_foreign(&self, change: &Change) {
         let record = change.new_record.as_ref().map(|record| record.get());
-        assert!(self.wish.allows(&change.topic, record), "{} was told {change:?}", self.whereabouts());
+        let granted = !self.lost.iter().any(|lost| covers(lost, &change.topic));
+        let allowed = granted && self.wish.allows(&change.topic, record);
+        assert!(allowed, "{} was told {change:?}", self.whereabouts());
     }
-
-    /// A transaction ends with `last`, and with nothing else.
-    fn check_whole(&self, change: &Change) {
-        let commit = |change: &Change| change.cursor.as_ref().unwrap()[..33].to_owned();
-        let Some(before) = &self.before else { return };
-        let same = commit(before) == commit(change);
-        assert_eq!(before.last, Some(!same), "{before:?}\nand then {change:?}");
-    }
-}
-
-/// Whether a cursor reaches further. Those of two epochs do not compare: the copy was synced in full.
-pub(super) fn is_ahead(cursor: &str, before: &str) -> bool {
-    place(cursor) > place(before) && cursor.get(..16) == before.get(..16)
-}
-
-/// A token as an app gets it when the one before counts no more.
-fn mint_now(user: &str) -> String {
-    let now = UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    token::mint(&json!({"sub": user, "exp": FAR_FUTURE, "iat": now}))
 }

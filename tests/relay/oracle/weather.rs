@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::device::Incoming;
-use crate::support::http::Response;
+use crate::support::http::{Open, Response};
 use crate::support::wait::PATIENCE;
 
-/// How long a device may be kept from going on, whatever is broken meanwhile.
-const ROUGH_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a device may be kept from going on, whatever is broken meanwhile, on a busy machine.
+const LONGEST: Duration = Duration::from_secs(60);
 /// When a device in rough weather takes silence for a broken link.
 const SILENCE: Duration = Duration::from_secs(5);
 /// A client waits as long as it is told. The tests' time is short: at most this long.
@@ -43,8 +43,10 @@ pub(super) struct Setback {
     pub(super) pause: Duration,
     /// The token counts no more.
     pub(super) token: bool,
-    /// What came of a full answer counts no more.
-    pub(super) begin_again: bool,
+    /// What the token does not grant.
+    pub(super) lost: Option<String>,
+    /// The same request may be answered later.
+    pub(super) same_again: bool,
 }
 
 impl Weather {
@@ -55,7 +57,7 @@ impl Weather {
 
     /// How long a device may fail to go on.
     pub(super) fn patience(self) -> Duration {
-        if self == Weather::Calm { PATIENCE } else { ROUGH_PATIENCE }
+        LONGEST
     }
 
     pub(super) fn bears(self, setback: &Setback) -> bool {
@@ -78,7 +80,7 @@ impl Weather {
 impl Setback {
     pub(super) fn broken(what: impl Into<String>) -> Self {
         let what = what.into();
-        Setback { what, documented: false, pause: PAUSE, token: false, begin_again: false }
+        Setback { what, documented: false, pause: PAUSE, token: false, lost: None, same_again: true }
     }
 
     /// Something that clients meet where nothing is broken.
@@ -94,12 +96,14 @@ impl Setback {
     /// An `error` frame, or a problem. Panics at what no client can get over.
     pub(super) fn of_problem(problem: &Value) -> Self {
         let code = problem["code"].as_str().unwrap_or_default();
+        let lost = problem["topic"].as_str().filter(|_| code == "not_granted").map(str::to_owned);
+        let known = PUT_OFF.contains(&code) || BROKEN.contains(&code) || lost.is_some();
+        assert!(known, "unexpected: {problem}");
         let token = code == "token_revoked";
-        assert!(PUT_OFF.contains(&code) || BROKEN.contains(&code), "unexpected: {problem}");
-        let millis = problem["retry_after_ms"].as_u64();
-        let setback =
-            if PUT_OFF.contains(&code) { Self::put_off(code) } else { Self::broken(problem.to_string()) };
-        Setback { token, begin_again: code.starts_with("full_sync"), ..setback }.after(millis)
+        let same_again = !token && lost.is_none() && !code.starts_with("full_sync");
+        let documented = PUT_OFF.contains(&code) || lost.is_some();
+        let setback = Setback { token, lost, same_again, documented, ..Self::broken(problem.to_string()) };
+        setback.after(problem["retry_after_ms"].as_u64())
     }
 
     /// An answer that is none.
@@ -108,6 +112,7 @@ impl Setback {
         let after = answer.headers.get("retry-after").and_then(|after| after.parse::<u64>().ok());
         let comes_back = matches!(answer.status, 429 | 503);
         assert!(!comes_back || after.is_some(), "{} without Retry-After: {problem}", answer.status);
+        assert!(problem.is_object(), "{} without a problem: {:?}", answer.status, answer.body);
         Self::of_problem(&problem).after(after.map(|seconds| seconds * 1_000))
     }
 
@@ -137,6 +142,15 @@ impl From<tokio_tungstenite::tungstenite::Error> for Setback {
     fn from(error: tokio_tungstenite::tungstenite::Error) -> Self {
         Setback::broken(format!("no WebSocket: {error}"))
     }
+}
+
+/// The rest of an answer.
+pub(super) async fn whole(mut open: Open) -> std::io::Result<Response> {
+    let mut body = Vec::new();
+    while let Some(part) = open.part().await? {
+        body.extend(part);
+    }
+    Ok(Response { status: open.status, headers: open.headers, body })
 }
 
 /// The frame that came, or why the socket ended.

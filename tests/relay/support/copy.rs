@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use rowcast::topic::decode_segment;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -29,6 +30,7 @@ pub(crate) struct SyncPage {
     pub(crate) topics: Vec<String>,
     pub(crate) tables: HashMap<String, SyncTable>,
     pub(crate) changes: HashMap<String, Vec<Change>>,
+    /// Patterns that the cursor vouched for and the token no longer grants.
     #[serde(default)]
     pub(crate) revoked: Vec<String>,
     pub(crate) has_more: bool,
@@ -58,6 +60,23 @@ impl Copy {
             assert!(before < *cursor, "{} after {before}: {change:?}", cursor);
         }
         self.put(&change.topic_table(), change, false);
+    }
+
+    /// Applies a change that the copy may have had before, and others behind it: they are repeated too.
+    pub(crate) fn apply_again(&mut self, change: &Change) {
+        self.put(&change.topic_table(), change, true);
+    }
+
+    /// Forgets all rows of tables.
+    pub(crate) fn forget(&mut self, which: impl Fn(&str) -> bool) {
+        self.rows.retain(|(table, _), _| !which(table));
+        self.applied.retain(|topic, _| !which(&table_of(topic)));
+    }
+
+    /// Takes all rows of another copy, which has none of the same tables.
+    pub(crate) fn take_in(&mut self, other: Copy) {
+        self.rows.extend(other.rows);
+        self.applied.extend(other.applied);
     }
 
     /// Applies all pages of one sync. A full table's copy is replaced.
@@ -168,6 +187,11 @@ impl Copy {
     }
 }
 
+/// A table as answers over REST name it: the topic's last segment, decoded.
+pub(crate) fn table_of(topic: &str) -> String {
+    decode_segment(topic.rsplit(':').next().unwrap_or_default()).unwrap()
+}
+
 /// Asks for pages of a sync over REST until there is no more.
 pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage> {
     let mut body = body.clone();
@@ -181,6 +205,17 @@ pub(crate) async fn pages(http: &Http, body: &serde_json::Value) -> Vec<SyncPage
             return pages;
         }
     }
+}
+
+/// The key of a record, as changes have it.
+pub(crate) fn key_of(record: &str, key: &[String]) -> String {
+    let record: Columns = serde_json::from_str(record).unwrap();
+    let column = |name: &String| {
+        let known = record.0.iter().find(|(known, _)| known == name);
+        let (_, value) = known.unwrap_or_else(|| panic!("a record without its key's column {name}"));
+        format!("{}:{}", serde_json::to_string(name).unwrap(), value.get())
+    };
+    format!("{{{}}}", key.iter().map(column).collect::<Vec<_>>().join(","))
 }
 
 /// What `query` selects as `row_to_json` prints it, sorted; newlines between the tokens of a `json`

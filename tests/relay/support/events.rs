@@ -50,7 +50,20 @@ impl Events {
 
     /// The next event's message; `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
-        within("an event", self.next_event()).await
+        within("an event", self.try_next()).await.unwrap()
+    }
+
+    /// Like [`Events::next`], where the connection may break, however long it takes.
+    pub(crate) async fn try_next(&mut self) -> std::io::Result<Option<Frame>> {
+        let mut event = Event::default();
+        while let Some(line) = self.open.try_line().await? {
+            if let Some(frame) = event.line(&line) {
+                self.retry = event.retry.or(self.retry);
+                self.id = event.id.or(self.id.take());
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) async fn recv(&mut self) -> Frame {
@@ -73,27 +86,36 @@ impl Events {
         assert_eq!(change.cursor, self.id, "a change stands where its id says");
         change
     }
+}
 
-    async fn next_event(&mut self) -> Option<Frame> {
-        let (mut name, mut data): (Option<String>, Option<String>) = (None, None);
-        loop {
-            let line = self.open.line().await?;
-            if line.is_empty() {
-                let frame = Frame::parse(data.expect("an event has data"));
-                assert_eq!(name.as_ref(), Some(&frame.kind));
-                return Some(frame);
-            }
-            let (field, value) = line.split_once(": ").unwrap_or_else(|| panic!("no field: {line:?}"));
-            match field {
-                "id" => self.id = Some(value.to_owned()),
-                "event" => name = Some(value.to_owned()),
-                "retry" => self.retry = value.parse().ok(),
-                "data" => match &mut data {
-                    Some(data) => data.push_str(&format!("\n{value}")),
-                    None => data = Some(value.to_owned()),
-                },
-                other => panic!("an unknown field: {other}"),
-            }
+/// The lines of one event.
+#[derive(Debug, Default)]
+pub(crate) struct Event {
+    name: Option<String>,
+    data: Option<String>,
+    pub(crate) id: Option<String>,
+    retry: Option<u64>,
+}
+
+impl Event {
+    /// One more line; with the last one, which is empty, its message.
+    pub(crate) fn line(&mut self, line: &str) -> Option<Frame> {
+        if line.is_empty() {
+            let frame = Frame::parse(self.data.take().expect("an event has data"));
+            assert_eq!(self.name.as_ref(), Some(&frame.kind));
+            return Some(frame);
         }
+        let (field, value) = line.split_once(": ").unwrap_or_else(|| panic!("no field: {line:?}"));
+        match field {
+            "id" => self.id = Some(value.to_owned()),
+            "event" => self.name = Some(value.to_owned()),
+            "retry" => self.retry = value.parse().ok(),
+            "data" => match &mut self.data {
+                Some(data) => data.push_str(&format!("\n{value}")),
+                None => self.data = Some(value.to_owned()),
+            },
+            other => panic!("an unknown field: {other}"),
+        }
+        None
     }
 }

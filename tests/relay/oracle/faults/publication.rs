@@ -2,6 +2,7 @@
 
 use rowcast::postgres::catalog;
 
+use super::super::columns::literal;
 use super::World;
 use super::schemas::touch;
 use super::world::{ANEW, RECOVERY};
@@ -41,12 +42,14 @@ impl World {
 
     /// What adds a table to the publication as it is in it now.
     pub(super) async fn publish_again(&self, table: &str) -> String {
+        let add = literal(format!("ALTER PUBLICATION rowcast ADD TABLE {}%s", table.replace('%', "%%")));
+        let table = literal(table);
         let as_it_is = format!(
-            "SELECT format('ALTER PUBLICATION rowcast ADD TABLE {table}%s',
+            "SELECT format({add},
                 (SELECT ' (' || string_agg(quote_ident(a.attname), ', ') || ')' FROM pg_attribute a
                  WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[])))
              FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-             WHERE p.pubname = 'rowcast' AND r.prrelid = '{table}'::regclass"
+             WHERE p.pubname = 'rowcast' AND r.prrelid = {table}::regclass"
         );
         self.pg.value(&as_it_is).await
     }

@@ -3,6 +3,7 @@
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::super::columns::literal;
 use super::World;
 use crate::support::dice::Dice;
 use crate::support::http::Http;
@@ -71,14 +72,16 @@ impl World {
     pub(super) async fn track_again(&self, table: &str) -> String {
         let as_it_is = format!(
             "SELECT format('SELECT rowcast.track(%L, topics => %L, columns => %L)', relid::regclass, topics, columns)
-             FROM rowcast.tables WHERE relid = '{table}'::regclass"
+             FROM rowcast.tables WHERE relid = {}::regclass",
+            literal(table)
         );
         self.pg.value(&as_it_is).await
     }
 
     /// Untracks a table and tracks it as before: in one transaction, or in two with rows between them.
     async fn retrack(&self, table: &str, apart: bool) {
-        let (untrack, track) = (format!("SELECT rowcast.untrack('{table}')"), self.track_again(table).await);
+        let untrack = format!("SELECT rowcast.untrack({})", literal(table));
+        let track = self.track_again(table).await;
         if apart {
             self.patiently(&untrack).await;
             self.patiently(&touch(table)).await;
@@ -130,13 +133,17 @@ impl World {
 
 /// Deletes a row and writes another as it is: in any table.
 pub(super) fn touch(table: &str) -> String {
+    let some = format!("(SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)");
+    let (name, escaped) = (literal(table), table.replace('%', "%%"));
+    let some_escaped = some.replace('%', "%%");
+    let update = literal(format!("UPDATE {escaped} SET %1$I = %1$I WHERE ctid = {some_escaped}"));
     format!(
-        "DO $$ DECLARE wanted name; BEGIN
+        "DO $touch$ DECLARE wanted name; BEGIN
            SELECT attname INTO wanted FROM pg_attribute
-             WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' LIMIT 1;
-           DELETE FROM {table} WHERE ctid = (SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED);
-           EXECUTE format('UPDATE {table} SET %1$I = %1$I WHERE ctid = (SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)', wanted);
-         END $$"
+             WHERE attrelid = {name}::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = '' LIMIT 1;
+           DELETE FROM {table} WHERE ctid = {some};
+           EXECUTE format({update}, wanted);
+         END $touch$"
     )
 }
 

@@ -142,26 +142,6 @@ impl Table {
         table
     }
 
-    /// One that someone else makes and writes: what devices have to know of it.
-    pub(super) fn known(name: &str, topics: &[&str]) -> Self {
-        let templates = topics.iter().map(|topic| Template::parse(topic)).collect();
-        Table {
-            name: format!("public.{name}"),
-            key: Vec::new(),
-            id: 1,
-            id_type: String::new(),
-            owners: Vec::new(),
-            hidden: None,
-            large: None,
-            parent: None,
-            division: None,
-            region: None,
-            topic_name: name.to_owned(),
-            create: String::new(),
-            track: Track { sql: String::new(), name: name.to_owned(), templates },
-        }
-    }
-
     /// Some way to track the table, as it and its columns are called now.
     pub(in super::super) fn some_track(&self, now: &TableNow, dice: &mut Dice) -> Track {
         let owners = now.names(&self.owners);
