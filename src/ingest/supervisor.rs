@@ -110,7 +110,7 @@ impl Ingest {
                 // A log that stalls is not waited for.
                 let ended = tokio::time::timeout(CLOSE_GRACE, self.end_in_order()).await;
                 if let Err(error) = ended.unwrap_or(Err(IngestError::EndStalled)) {
-                    tracing::warn!(%error, "the log could not be ended in order; with a failover before the next start, a new epoch begins");
+                    tracing::warn!(%error, "the log could not be ended in order; should PostgreSQL fail over before the next start, every device has to sync in full");
                 }
                 return Ok(());
             }

@@ -45,6 +45,9 @@ pub(super) struct Ear {
     pub(super) copy: Copy,
     /// From where it goes on.
     pub(super) cursor: String,
+    /// What waited for a DBA is mended: a wildcard is told so, with the reason to sync it by.
+    pub(super) mended: Option<String>,
+    told_mended: bool,
 }
 
 /// A poll's answer, with records as they were sent.
@@ -86,7 +89,8 @@ impl Ear {
             Kind::Poll => How::Poll(VecDeque::new()),
         };
         let (copy, cursor) = (copy.clone(), cursor.clone());
-        Ear { name, kind, user: user.to_owned(), http, how, topics, copy, cursor }
+        let (mended, told_mended) = (None, false);
+        Ear { name, kind, user: user.to_owned(), http, how, topics, copy, cursor, mended, told_mended }
     }
 
     async fn next(&mut self) -> Frame {
@@ -124,6 +128,19 @@ impl Ear {
         self.until_frame(|frame| frame.change().is_some_and(|change| known(&change))).await;
     }
 
+    /// Whether it is told when a table is mended that it reads on without.
+    fn reads_on(&self) -> bool {
+        matches!(self.how, How::Socket(_)) && self.topics.iter().any(|topic| topic.ends_with('*'))
+    }
+
+    fn is_told_mended(&self, frame: &Frame) -> bool {
+        let told = frame.json();
+        frame.kind == "sync_required"
+            && self.reads_on()
+            && self.mended.as_deref() == told["reason"].as_str()
+            && told["to"].is_string()
+    }
+
     async fn until_frame(&mut self, is_it: impl Fn(&Frame) -> bool) -> Frame {
         let heard = async {
             loop {
@@ -138,6 +155,10 @@ impl Ear {
                 }
                 if is_it(&frame) {
                     return frame;
+                }
+                if self.is_told_mended(&frame) {
+                    self.told_mended = true;
+                    continue;
                 }
                 let news = ["sync_required", "error", "revoked", "granted", "close"];
                 assert!(!news.contains(&&*frame.kind), "{}: {}", self.name, frame.text);
@@ -196,6 +217,8 @@ impl Ear {
         let user = self.user.clone();
         let id = pg.value(&format!("SELECT rowcast.broadcast('user:{user}:mark', 'mark', 'null')")).await;
         self.until_frame(|frame| frame.kind == "broadcast" && frame.json()["id"] == id.as_str()).await;
+        let mended = self.mended.is_some() && self.reads_on();
+        assert_eq!(self.told_mended, mended, "{}: told that it is mended", self.name);
         for table in ["orders", "meals"] {
             let wanted = if tables.contains(&table) { "true" } else { "false" };
             let rows = format!("SELECT * FROM {table} WHERE user_id = {user} AND {wanted}");

@@ -161,6 +161,7 @@ async fn declared(cause: Cause) {
     let reason = if cause.mend.is_some() { mended_as(&stage).await } else { cause.reason.to_owned() };
     synced(&stage, &reason).await;
     for (ear, told) in ears.iter_mut().zip(&told) {
+        ear.mended = cause.mend.map(|_| reason.clone());
         ear.obey(told, &reason).await;
     }
     let note = if cause.readable {
