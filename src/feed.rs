@@ -2,6 +2,7 @@
 //!
 //! A feed lives as long as its epoch. When history is lost, ingest closes it and begins another one.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::auth::LiveRights;
@@ -10,7 +11,7 @@ use crate::cursor::{Cursor, Epoch};
 use crate::fence::Fences;
 use crate::horizon::Horizon;
 use crate::hub::Hub;
-use crate::log::{Log, Watermark};
+use crate::log::{Log, LogError, TimeLookup, Watermark};
 use crate::lsn::Lsn;
 use crate::position::Position;
 use crate::route::{Catalog, RouterState, Tracked};
@@ -26,6 +27,8 @@ pub struct Feed {
     pub horizon: Horizon,
     pub fences: Fences,
     directory: RwLock<Arc<Directory>>,
+    /// The greatest commit time that the hub has told anyone, which the log may show a moment later.
+    greatest_published: AtomicI64,
 }
 
 /// The feed in use, and none before the first log is open.
@@ -56,6 +59,7 @@ impl Feed {
             horizon,
             fences: Fences::default(),
             directory: RwLock::default(),
+            greatest_published: AtomicI64::new(i64::MIN),
         })
     }
 
@@ -74,6 +78,23 @@ impl Feed {
 
     pub fn watermark(&self) -> Watermark {
         *self.log.watermark().borrow()
+    }
+
+    /// The hub is about to publish a transaction with the greatest commit time so far.
+    pub fn publishes(&self, greatest_committed_at: i64) {
+        self.greatest_published.fetch_max(greatest_committed_at, Ordering::Release);
+    }
+
+    /// Where a time begins. What was published and is not in the log yet is no future: whoever was told its
+    /// time asks from where the log ends, since no commit before that has the time. Blocks.
+    pub fn lookup_time(&self, time: i64) -> Result<TimeLookup, LogError> {
+        let end = self.watermark().position();
+        Ok(match self.log.lookup_time(time)? {
+            TimeLookup::InFuture if time <= self.greatest_published.load(Ordering::Acquire) => {
+                TimeLookup::From(end)
+            }
+            found => found,
+        })
     }
 
     /// Whether reading can go on from a cursor, as far as the whole log is concerned.

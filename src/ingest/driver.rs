@@ -282,6 +282,7 @@ impl Driver {
         }
         self.submit(append).await?;
         self.feed.horizon.logged(transaction.xid, transaction.commit, end);
+        self.feed.publishes(self.greatest_committed_at);
         match touched {
             None => self.feed.hub.publish(&transaction, end),
             Some(touched) => self.feed.hub.publish_parts(&touched, end),

@@ -209,7 +209,7 @@ fn basis(
         };
     }
     let Some(time) = request.last_sync_timestamp else { return Ok(Basis::Full(Reason::NoCursor)) };
-    Ok(match feed.log.lookup_time(time)? {
+    Ok(match feed.lookup_time(time)? {
         // A boundary beyond what this request may see begins with what lies there.
         TimeLookup::From(position) => Basis::From(position.min(watermark.position())),
         TimeLookup::TooOld => Basis::Full(Reason::TooOld),

@@ -169,8 +169,8 @@ impl Poll {
         places: &Semaphore,
     ) -> Result<Result<Position, Reason>, ProblemResponse> {
         let _reading = guard::place(places).await?;
-        let log = Arc::clone(&self.session.feed.log);
-        let found = tokio::task::spawn_blocking(move || log.lookup_time(time.saturating_mul(1_000)));
+        let feed = Arc::clone(&self.session.feed);
+        let found = tokio::task::spawn_blocking(move || feed.lookup_time(time.saturating_mul(1_000)));
         Ok(match found.await.map_err(SyncError::from)?.map_err(SyncError::from)? {
             // A boundary beyond what this request may see begins with what lies there.
             TimeLookup::From(position) => Ok(position.min(self.watermark.position())),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::calls::From;
-use super::parts::{Part, covers};
+use super::parts::{Part, covers, is_ahead};
 use super::socket::{Socket, part_of, topics_of};
 use super::stream::Stream;
 use super::tally::Done;
@@ -339,6 +339,7 @@ impl Traveller {
     ) -> Pin<Box<dyn Future<Output = Result<(), Setback>> + Send + '_>> {
         Box::pin(async move {
             if let [topic] = topics.as_slice()
+                && !topic.ends_with('*')
                 && self.dice.roll(4) > 0
                 && self.go_on_by_name(topic).await?
             {
@@ -352,6 +353,9 @@ impl Traveller {
                 // A relay that was killed may have forgotten that it told so, until it finds it again.
                 let stood = self.parts[at].cursor.is_some() && self.weather == Weather::Calm;
                 let before = self.parts[at].cursor.clone();
+                let stood = stood
+                    && topics.len() == 1
+                    && before.as_deref().is_some_and(|before| self.is_before_required(before));
                 let tables = self.sync(at, From::Cursor).await?;
                 for topic in topics.iter().filter(|topic| !topic.ends_with('*') && stood) {
                     let full =
@@ -367,6 +371,12 @@ impl Traveller {
             }
             Ok(())
         })
+    }
+
+    /// Whether what was told last concerns a copy at a cursor: one that was synced since may be beyond it.
+    fn is_before_required(&self, cursor: &str) -> bool {
+        let told: Value = serde_json::from_str(&self.told).unwrap_or_default();
+        told["to"].as_str().is_none_or(|to| is_ahead(to, cursor))
     }
 
     /// What a device is told of topics that have ended. A table that waits for a DBA comes in full later,
