@@ -107,6 +107,7 @@ impl Traveller {
         let connect = if small_buffer { connect.small_buffer() } else { connect };
         let device = self.weather.in_time("the handshake", connect.handshake()).await?;
         self.link = Link::Socket(Box::new(Socket::new(device)));
+        self.trail.note("connects".to_owned());
         let first = self.frame().await?;
         assert_eq!(first.kind, "connection_established", "{}: {}", self.whereabouts(), first.text);
         self.done.count(if batch == 1 { "batched socket" } else { "socket" });
@@ -150,6 +151,7 @@ impl Traveller {
 
     pub(super) async fn send(&mut self, message: &Value) -> Result<(), Setback> {
         let Link::Socket(socket) = &mut self.link else { return Err(Setback::put_off("no socket")) };
+        self.trail.note(format!("says {message}"));
         let weather = self.weather;
         let sent = weather.in_time("sending", async {
             match socket.device.try_send(message).await {
@@ -162,7 +164,10 @@ impl Traveller {
 
     pub(super) async fn frame(&mut self) -> Result<Frame, Setback> {
         let Link::Socket(socket) = &mut self.link else { return Err(Setback::put_off("no socket")) };
-        self.weather.in_time("a frame", async { frame_of(socket.device.next_incoming().await) }).await
+        let next = async { frame_of(socket.device.next_incoming().await) };
+        let frame = self.weather.in_time("a frame", next).await?;
+        self.trail.note(format!("hears {}", frame.text));
+        Ok(frame)
     }
 
     /// Takes frames up to one; false if there was none, for the device had to sync.
