@@ -310,7 +310,9 @@ impl Traveller {
     /// A table that has ended goes on by its name with the cursor of a sync, on the same socket. Whether
     /// that can be done.
     pub(super) async fn go_on_by_name(&mut self, topic: &str) -> Result<bool, Setback> {
-        let Some(at) = part_of(&self.parts, topic) else { return Ok(false) };
+        // All that a wildcard covers may have ended.
+        let named = Some(topic).filter(|topic| !topic.ends_with('*'));
+        let Some(at) = named.and_then(|topic| part_of(&self.parts, topic)) else { return Ok(false) };
         let (table, part) = (table_of(topic), &self.parts[at]);
         if !matches!(self.link, Link::Socket(_)) || part.aside || (part.is_wild() && part.topics.len() > 1) {
             return Ok(false);
