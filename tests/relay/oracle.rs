@@ -22,6 +22,7 @@ mod statements;
 mod stream;
 mod tally;
 mod tokens;
+mod trail;
 mod traveller;
 mod weather;
 mod wish;

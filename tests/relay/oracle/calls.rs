@@ -179,7 +179,9 @@ impl Traveller {
                 None => http.request("POST", "/api/realtime/sync").json(body),
             };
             let asked = async { if lines { of_lines(request).await } else { of_json(request).await } };
-            let setback = match self.weather.in_time("a sync", asked).await {
+            let answer = self.weather.in_time("a sync", asked).await;
+            self.trail.note(format!("asks {body}, and is told {answer:?}"));
+            let setback = match answer {
                 Ok(page) => return Ok(page),
                 Err(setback) => setback,
             };

@@ -105,6 +105,7 @@ impl Traveller {
         if answer.status != 200 {
             return Err(Setback::of_answer(&answer));
         }
+        self.trail.note(format!("polls {body}, and is told {}", answer.text()));
         let answer: Answer = answer.parse();
         assert!(
             answer.success && answer.count == answer.messages.len(),

@@ -107,6 +107,7 @@ impl Traveller {
         let connect = if small_buffer { connect.small_buffer() } else { connect };
         let device = self.weather.in_time("the handshake", connect.handshake()).await?;
         self.link = Link::Socket(Box::new(Socket::new(device)));
+        self.trail.note("connects".to_owned());
         let first = self.frame().await?;
         assert_eq!(first.kind, "connection_established", "{}: {}", self.whereabouts(), first.text);
         self.done.count(if batch == 1 { "batched socket" } else { "socket" });
@@ -150,6 +151,7 @@ impl Traveller {
 
     pub(super) async fn send(&mut self, message: &Value) -> Result<(), Setback> {
         let Link::Socket(socket) = &mut self.link else { return Err(Setback::put_off("no socket")) };
+        self.trail.note(format!("says {message}"));
         let weather = self.weather;
         let sent = weather.in_time("sending", async {
             match socket.device.try_send(message).await {
@@ -162,7 +164,10 @@ impl Traveller {
 
     pub(super) async fn frame(&mut self) -> Result<Frame, Setback> {
         let Link::Socket(socket) = &mut self.link else { return Err(Setback::put_off("no socket")) };
-        self.weather.in_time("a frame", async { frame_of(socket.device.next_incoming().await) }).await
+        let next = async { frame_of(socket.device.next_incoming().await) };
+        let frame = self.weather.in_time("a frame", next).await?;
+        self.trail.note(format!("hears {}", frame.text));
+        Ok(frame)
     }
 
     /// Takes frames up to one; false if there was none, for the device had to sync.
@@ -305,7 +310,9 @@ impl Traveller {
     /// A table that has ended goes on by its name with the cursor of a sync, on the same socket. Whether
     /// that can be done.
     pub(super) async fn go_on_by_name(&mut self, topic: &str) -> Result<bool, Setback> {
-        let Some(at) = part_of(&self.parts, topic) else { return Ok(false) };
+        // All that a wildcard covers may have ended.
+        let named = Some(topic).filter(|topic| !topic.ends_with('*'));
+        let Some(at) = named.and_then(|topic| part_of(&self.parts, topic)) else { return Ok(false) };
         let (table, part) = (table_of(topic), &self.parts[at]);
         if !matches!(self.link, Link::Socket(_)) || part.aside || (part.is_wild() && part.topics.len() > 1) {
             return Ok(false);

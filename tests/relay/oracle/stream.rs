@@ -116,6 +116,7 @@ impl Traveller {
         if compressed {
             request = request.header("accept-encoding", "gzip");
         }
+        self.trail.note(format!("listens: {body} from {cursor}"));
         let open = self.weather.in_time("events", request.try_open()).await?;
         if open.status != 200 {
             let mut answer = self.weather.in_time("a refusal of events", whole(open)).await?;
@@ -172,6 +173,7 @@ impl Traveller {
     }
 
     fn take_event(&mut self, (frame, id): Told) {
+        self.trail.note(format!("hears {id:?}: {}", frame.text));
         let who = self.whereabouts();
         let Link::Stream(stream) = &mut self.link else { return };
         let Some(at) = self.parts.iter().position(|part| part.topics == stream.topics) else { return };

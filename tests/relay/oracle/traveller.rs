@@ -12,6 +12,7 @@ use super::socket::{Socket, part_of, topics_of};
 use super::stream::Stream;
 use super::tally::Done;
 use super::tokens;
+use super::trail::Trail;
 use super::weather::{Setback, Weather};
 use super::wish::Wish;
 use crate::support::copy::{Copy, table_of};
@@ -43,6 +44,7 @@ pub(super) struct Traveller {
     pub(super) latest: Option<(String, String)>,
     /// The last `sync_required`, for whoever reads a failure.
     pub(super) told: String,
+    pub(super) trail: Trail,
     /// Since when it cannot go on.
     pub(super) kept_since: Option<Instant>,
     pub(super) done: Done,
@@ -82,6 +84,7 @@ impl Traveller {
             is_new: true,
             latest: None,
             told: String::new(),
+            trail: Trail::of(format!("user {user}'s device {name}")),
             kept_since: None,
             done: Done::default(),
         };
@@ -136,6 +139,7 @@ impl Traveller {
 
     /// Comes back later, if that is what the weather asks for.
     pub(super) async fn bear(&mut self, setback: Setback) {
+        self.trail.note(format!("is set back: {setback}"));
         assert!(self.weather.bears(&setback), "{}: {setback}", self.whereabouts());
         if setback.token {
             self.token = tokens::minted_now(&self.user, self.narrow);

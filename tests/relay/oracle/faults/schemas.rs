@@ -19,6 +19,9 @@ FROM rowcast.tables t JOIN pg_class c ON c.oid = t.relid AND c.relkind = 'r' AND
 JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 WHERE a.atttypid IN ('int4'::regtype, 'int8'::regtype, 'text'::regtype, 'varchar'::regtype) AND a.atttypmod = -1
   AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey::int2[]))
+  AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey))
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_publication_rel'::regclass
+    AND (d.refclassid, d.refobjid, d.refobjsubid) = ('pg_class'::regclass, a.attrelid, a.attnum))
   AND NOT EXISTS (SELECT FROM pg_attribute g WHERE g.attrelid = a.attrelid AND g.attgenerated <> '')
   AND a.attname <> ALL (rowcast.topic_columns(t.topics))
 ORDER BY 1";

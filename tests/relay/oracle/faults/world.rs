@@ -25,7 +25,12 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Said by the relay, as an error, whenever a log begins that is not the first.
 pub(crate) const ANEW: &str = "a new epoch begins";
 /// What another session's lock may cost a statement of a DBA, who then tries again.
-const BUSY: [SqlState; 2] = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED];
+const BUSY: [SqlState; 3] = [
+    SqlState::LOCK_NOT_AVAILABLE,
+    SqlState::T_R_DEADLOCK_DETECTED,
+    // A row that is touched was moved to another partition.
+    SqlState::T_R_SERIALIZATION_FAILURE,
+];
 
 pub(crate) struct World {
     pub(crate) pg: TestPostgres,
