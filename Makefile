@@ -6,7 +6,7 @@ ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
 SEEDS ?= $(if $(SEED),1,50)
 # Of the oracle: tables,devices,rounds,connections,transactions,alterations.
-SIZE ?=
+SIZE ?= 6,6,3,4,100,4
 # What breaks meanwhile: none, all, or names of faults with commas between them.
 FAULTS ?= none
 # Tests at once. Each runs a PostgreSQL and mostly waits, so there are more of them than cores.
