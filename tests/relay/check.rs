@@ -28,15 +28,23 @@ fn of_level(json: &Value, level: &str) -> Vec<String> {
 
 async fn expect_problem(pg: &TestPostgres, words: &[&str]) {
     let (code, json) = check_as(&pg.url_as("rowcast_relay")).await;
-    let problems = of_level(&json, "problem");
+    let mut problems = of_level(&json, "problem");
     assert_eq!((code, &json["status"]), (1, &"problems".into()), "{json:#}");
+    // A relay that cannot go on leaves the slot, sooner or later.
+    if !words.contains(&"nobody streams from it") {
+        problems.retain(|problem| !problem.contains("nobody streams from it"));
+    }
     assert_eq!(problems.len(), 1, "{problems:#?}");
     assert!(words.iter().all(|word| problems[0].contains(word)), "{words:?} in {problems:#?}");
 }
 
+/// Once the relay has gone on, where it had to stop.
 async fn expect_fine(pg: &TestPostgres) {
-    let (code, json) = check_as(&pg.url_as("rowcast_relay")).await;
-    assert_eq!((code, &json["status"]), (0, &"ok".into()), "{json:#}");
+    eventually(PATIENCE, "all is fine", async || {
+        let (code, json) = check_as(&pg.url_as("rowcast_relay")).await;
+        ((code, &json["status"]) == (0, &"ok".into())).then_some(())
+    })
+    .await;
 }
 
 /// A database with a tracked table and a relay on it.
