@@ -144,7 +144,10 @@ impl Traveller {
             self.done.count("sync as lines");
         }
         let mut pages: Vec<SyncPage> = Vec::new();
+        let begun = Instant::now();
         loop {
+            let patience = self.weather.patience();
+            assert!(begun.elapsed() < patience, "{}: pages without end, now {body}", self.whereabouts());
             let page = self.page(body, lines).await?;
             body["cursor"] = page.cursor.clone().into();
             // Once begun, it goes on by its cursor.

@@ -224,7 +224,9 @@ impl Traveller {
         assert_eq!(open.headers.get("content-encoding"), Some("gzip"));
         let mut compressed = Vec::new();
         while let Ok(part) = tokio::time::timeout(QUIET, open.part()).await {
-            compressed.extend(part?.unwrap_or_default());
+            // One that has ended says so at once and for ever.
+            let Some(part) = part? else { break };
+            compressed.extend(part);
             if compressed.len() > MOST_COMPRESSED {
                 break;
             }
