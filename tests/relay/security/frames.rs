@@ -79,6 +79,7 @@ impl Raw {
         let Raw { mut incoming, mut writer } = raw;
         let going_on = async {
             while !then.is_empty() && writer.write_all(&then).await.is_ok() {
+                // Pieces that keep coming, and no flood: that is another test.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             std::future::pending::<()>().await;
