@@ -27,7 +27,7 @@ const ORDERS: &str = "
     INSERT INTO meals SELECT n, 1, 'soup' FROM generate_series(1, 5) n";
 
 async fn world() -> World {
-    World::start(ORDERS, |setup| setup).await
+    World::start(ORDERS, &["1"], |setup| setup).await
 }
 
 /// A copy of user 1's rows that is kept over REST.
