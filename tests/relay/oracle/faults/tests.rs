@@ -108,6 +108,16 @@ async fn tables_rewritten_while_they_are_synced_in_full() {
     endure(Fault::Rewrite, 2).await;
 }
 
+#[tokio::test]
+async fn a_disk_that_is_full_is_waited_out() {
+    endure(Fault::DiskFull, 3).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_waited_out() {
+    endure(Fault::DiskErrors, 5).await;
+}
+
 /// The first comes back with the log that it had, which is of an epoch before the other's.
 #[tokio::test]
 async fn two_relays_take_turns_on_one_slot() {

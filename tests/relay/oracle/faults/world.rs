@@ -61,6 +61,7 @@ impl World {
         let link = Proxy::start_before_postgres(Upstream::Unix(pg.socket())).await;
         let setup = setup(
             Relay::on_url(&link.postgres_url(DATABASE))
+                .faulty_disk()
                 .env("ROWCAST_FINGERPRINT_INTERVAL", "200ms")
                 .env("ROWCAST_HEARTBEAT", &format!("{}ms", HEARTBEAT.as_millis()))
                 .env("ROWCAST_SHUTDOWN_GRACE", "3s"),
