@@ -315,9 +315,9 @@ impl Ingest {
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
             self.greatest_before = self.greatest_before.max(old.greatest_told());
-            let released = released(old, &self.options.log);
-            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
-            released?;
+            if shutdown.run_until_cancelled(released(old)).await.is_none() {
+                return Ok(None);
+            }
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {

@@ -419,17 +419,10 @@ fn sync_entry(keyspace: &Keyspace) -> io::Result<()> {
     keyspace.path().parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer; a log of
-/// this process that is being closed waits for its disk.
+/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 fn lock(directory: &Path) -> Result<File, LogError> {
-    let in_use = || failure_in(directory)(io::Error::other("it is still open, here or in another process"));
-    try_lock(directory)?.ok_or_else(in_use)
-}
-
-/// `None`: it is still locked after [`LOCK_PATIENCE`].
-fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     let failed = failure_in(directory);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
     let file = file.map_err(&failed)?;
@@ -437,17 +430,13 @@ fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     while let Err(error) = file.try_lock() {
         match error {
             fs::TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_PATIENCE / 50),
-            fs::TryLockError::WouldBlock => return Ok(None),
+            fs::TryLockError::WouldBlock => {
+                return Err(failed(io::Error::other("it is still open, here or in another process")));
+            }
             fs::TryLockError::Error(error) => return Err(failed(error)),
         }
     }
-    Ok(Some(file))
-}
-
-/// Waits a moment until nobody has the log of a directory open; whether that is so.
-pub(super) fn is_free(directory: &Path) -> Result<bool, LogError> {
-    let there = directory.try_exists().map_err(failure_in(directory))?;
-    Ok(!there || try_lock(directory)?.is_some())
+    Ok(file)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -381,6 +381,20 @@ async fn what_is_kept_beside_the_log_outlasts_it() {
     assert_eq!((page("", 9).as_str(), page("device/b", 9).as_str()), ("device/adevice/b", ""));
 }
 
+#[tokio::test]
+async fn a_log_is_closed_once_nobody_holds_it_and_its_place_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let log = create(&options);
+    let (reader, mut closed) = (log.clone(), log.closed());
+    drop(log);
+    assert!(futures_util::poll!(&mut closed).is_pending());
+    std::thread::spawn(move || drop(reader));
+    tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
+    let lock = std::fs::File::open(directory.path().join("lock")).unwrap();
+    lock.try_lock().unwrap();
+}
+
 /// A relay that is killed there would forget what outlives the epoch: devices, and how late commits have been.
 #[tokio::test]
 async fn a_replacement_that_was_cut_short_between_its_renames_is_finished() {
