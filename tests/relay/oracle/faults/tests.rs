@@ -263,3 +263,24 @@ async fn commit_times_that_jump_are_no_order() {
     }
     assert_eq!(world.relay.count_lines(ANEW), 0);
 }
+
+/// A session that full syncs keep may have lost its path, of which nobody tells: the next sync is answered all
+/// the same, and so is the same request by the same device, which waits for what is under way.
+#[tokio::test]
+async fn a_session_whose_path_is_gone_keeps_no_full_sync() {
+    let world = world().await;
+    let reader = Reader::of(&world);
+    let sync = async || {
+        let answer = reader.http.request("POST", "/api/realtime/sync").json(&reader.body()).try_send().await;
+        answer.unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(sync().await.status, 200);
+    world.link.silence();
+    eventually(RECOVERY, "a full sync is answered", async || {
+        let answer = sync().await;
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        // While it takes long, there are pages without rows.
+        (answer.status == 200 && answer.json()["has_more"] == false).then_some(())
+    })
+    .await;
+}

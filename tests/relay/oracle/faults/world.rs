@@ -64,7 +64,9 @@ impl World {
                 .faulty_disk()
                 .env("ROWCAST_FINGERPRINT_INTERVAL", "200ms")
                 .env("ROWCAST_HEARTBEAT", &format!("{}ms", HEARTBEAT.as_millis()))
-                .env("ROWCAST_SHUTDOWN_GRACE", "3s"),
+                .env("ROWCAST_SHUTDOWN_GRACE", "3s")
+                // A path that is gone while rows come is left then.
+                .env("ROWCAST_SNAPSHOT_TIMEOUT", "20s"),
         );
         let relay = setup.clone().start().await;
         let door = Proxy::start(Upstream::Tcp(relay.address())).await;
