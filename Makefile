@@ -17,7 +17,7 @@ TARGETS ?=
 # The versions of PostgreSQL that the integration tests run on, by their first number.
 VERSIONS ?= 15 16 17 18
 
-.PHONY: help demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus deps fuzz-deps lint docs
+.PHONY: help demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus audit deps fuzz-deps lint docs
 
 help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-bounds  what must stay bounded at full size: 10,000 sessions, a transaction of 2 million rows, …'
 	@echo 'make fuzz        bytes at random for everything that reads outside input, SECONDS=n for each target'
 	@echo 'make corpus      the seeds of the fuzz targets anew, from a PostgreSQL and a log'
+	@echo 'make audit       known holes in the dependencies, by the RustSec advisories (needs the network)'
 	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
 deps:
@@ -90,3 +91,9 @@ corpus: fuzz-deps
 	rm -rf target/fuzz/captured
 	ROWCAST_CORPUS=target/fuzz/captured $(CARGO) test --test relay -- --exact corpus::seeds_are_captured --ignored
 	fuzz/run.sh pack target/fuzz/captured
+
+# Apart from `make test`, which does without the network once its dependencies are there, and whose outcome does
+# not depend on the day. What is known and borne, and why, stands in .cargo/audit.toml.
+audit:
+	@$(CARGO) audit --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-audit
+	$(CARGO) audit

@@ -240,6 +240,7 @@ impl Traveller {
             }
             "sync_required" => {
                 socket.end(&topics);
+                socket.showing.iter_mut().for_each(|showing| showing.leave_out(&topics));
                 self.note_required(&json);
                 self.done.count("sync required");
                 return Some(topics);
