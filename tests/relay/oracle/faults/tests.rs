@@ -115,7 +115,7 @@ async fn a_disk_that_is_full_is_waited_out() {
 
 #[tokio::test]
 async fn a_disk_that_fails_is_waited_out() {
-    endure(Fault::DiskErrors, 5).await;
+    endure(Fault::DiskErrors, 8).await;
 }
 
 /// The first comes back with the log that it had, which is of an epoch before the other's.
