@@ -15,8 +15,8 @@ use super::journal::{self, Prepared};
 use crate::log::LogError;
 
 /// A full one is written out as one table; fjall holds writing back when four wait for it, so that a slow
-/// disk costs about 40 MiB of memory. Smaller ones would cost more merging and more fsyncs.
-pub(super) const SPAN_MEMTABLE_BYTES: u64 = 8 << 20;
+/// disk costs about 80 MiB of memory. Smaller ones would cost more tables and more fsyncs.
+pub(super) const SPAN_MEMTABLE_BYTES: u64 = 16 << 20;
 
 const META_MEMTABLE_BYTES: u64 = 2 << 20;
 
@@ -31,9 +31,10 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 /// better.
 const BLOCK_BYTES: u32 = 16 << 10;
 
-/// Tables in the top level before they are merged. Spans are dropped whole, so merging serves only
-/// readers, and each table more costs them one block. fjall stops all writing at 30.
-const TOP_LEVEL_TABLES: u8 = 12;
+/// Tables in the top level before they are merged: more than a span comes to have, but for many small ones
+/// after restarts. Spans are dropped whole, so merging would serve only readers, whom each table more costs one
+/// block, and it costs as much as writing. fjall stops all writing at 30.
+const TOP_LEVEL_TABLES: u8 = 24;
 
 /// One writes tables, one merges them. The third takes what is then still asked to be merged: fjall's
 /// first thread hands that on, and with nobody else to take it spins until the merge is over.

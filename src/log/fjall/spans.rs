@@ -19,9 +19,8 @@ use crate::position::Position;
 /// Into how many spans age and size are divided: what is kept beyond the limit is at most one of them.
 const SPANS: u32 = 8;
 
-/// A span takes no more than this, before compression. Its tables are merged with all that came before
-/// in it, so the work grows with the square of its size: once or twice is enough for readers.
-const SPAN_BYTES: u64 = 32 * SPAN_MEMTABLE_BYTES;
+/// A span takes no more than this, before compression: as many tables as are never merged.
+const SPAN_BYTES: u64 = 16 * SPAN_MEMTABLE_BYTES;
 
 /// What is known of a span without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
