@@ -39,7 +39,7 @@ impl Board {
         self.note(&self.returned, id, at);
     }
 
-    /// Nothing more will be written.
+    /// Nothing more is written from now on.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
     }
@@ -50,12 +50,12 @@ impl Board {
 
     /// Nanoseconds from the commit's return to an arrival, zero for one that came even before; `None` while the
     /// return is not noted.
-    pub(super) fn since_return(&self, id: u64, arrived: Instant) -> Option<u64> {
+    pub fn since_return(&self, id: u64, arrived: Instant) -> Option<u64> {
         self.since(&self.returned, id, arrived)
     }
 
     /// Nanoseconds from the time at which the write was due.
-    pub(super) fn since_due(&self, id: u64, arrived: Instant) -> Option<u64> {
+    pub fn since_due(&self, id: u64, arrived: Instant) -> Option<u64> {
         self.since(&self.due, id, arrived)
     }
 

@@ -80,7 +80,7 @@ pub async fn fill(
 }
 
 /// The statement that writes one row, or some rows of one user: id, user, n, body, and the number of rows.
-pub(super) fn insert(audience: Audience, rows: u64) -> String {
+pub fn insert(audience: Audience, rows: u64) -> String {
     let table = match audience {
         Audience::Own => "rowcast_bench.bench",
         Audience::All => "rowcast_bench.bench_all",

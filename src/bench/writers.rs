@@ -93,13 +93,15 @@ pub struct Writing(JoinHandle<anyhow::Result<Written>>);
 pub struct Written {
     /// From the first write's time to the last commit's return.
     pub took: Duration,
+    /// Transactions: all of the load, unless the board was stopped.
+    pub count: u64,
     /// Nanoseconds that a commit took to return.
     pub commit: Histogram<u64>,
     /// Nanoseconds by which writes began too late.
     pub late: Histogram<u64>,
 }
 
-/// Begins to write. The board must have places for all rows.
+/// Begins to write, until all is written or the board is stopped. The board must have places for all rows.
 pub fn start(load: Load, board: Arc<Board>) -> io::Result<Writing> {
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -131,7 +133,7 @@ async fn write(load: Arc<Load>, board: Arc<Board>) -> anyhow::Result<Written> {
         let statement = client.prepare(&tables::insert(load.audience, load.rows_each)).await?;
         connections.push(Connection { client, statement, _driver: driver });
     }
-    let mut written = Written { took: Duration::ZERO, commit: histogram(), late: histogram() };
+    let mut written = Written { took: Duration::ZERO, count: 0, commit: histogram(), late: histogram() };
     let begun = Instant::now();
     let mut writing = JoinSet::new();
     for (place, connection) in connections.into_iter().enumerate() {
@@ -139,6 +141,7 @@ async fn write(load: Arc<Load>, board: Arc<Board>) -> anyhow::Result<Written> {
     }
     while let Some(share) = writing.join_next().await {
         let share = share.context("a writer panicked")??;
+        written.count += share.count;
         written.commit.add(&share.commit)?;
         written.late.add(&share.late)?;
     }
@@ -154,12 +157,15 @@ async fn write_share(
     place: u64,
     begun: Instant,
 ) -> anyhow::Result<Written> {
-    let mut written = Written { took: Duration::ZERO, commit: histogram(), late: histogram() };
+    let mut written = Written { took: Duration::ZERO, count: 0, commit: histogram(), late: histogram() };
     let bodies: Vec<String> = (0..64).map(|seed| tables::body(seed, load.body_bytes)).collect();
     for write in (place..load.count).step_by(load.connections) {
         let due = load.due(begun, write);
         if due > Instant::now() {
             sleep_until(due.into()).await;
+        }
+        if board.is_stopped() {
+            break;
         }
         let first = load.first + write * load.rows_each;
         let ids = first..first + load.rows_each;
@@ -175,6 +181,7 @@ async fn write_share(
         let returned = Instant::now();
         ids.for_each(|id| board.returned(id, returned));
         written.commit.saturating_record(nanoseconds(returned - sent));
+        written.count += 1;
         written.late.saturating_record(nanoseconds(sent.saturating_duration_since(due)));
     }
     Ok(written)
