@@ -64,10 +64,10 @@ pub async fn fill(
     client
         .batch_execute(&format!(
             "DO $$ BEGIN
-               FOR first IN {}..{} BY {each} LOOP
+               FOR batch IN {}..{} BY {each} LOOP
                  INSERT INTO rowcast_bench.bench
                    SELECT g, 1 + g % {users}, 1 + g / {users}, b.body
-                   FROM generate_series(first, least(first + {each}, {}) - 1) g
+                   FROM generate_series(batch, least(batch + {each}, {}) - 1) g
                    JOIN rowcast_bench.bodies b ON b.n = g % {BODIES};
                  COMMIT;
                END LOOP;

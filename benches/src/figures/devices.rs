@@ -12,7 +12,7 @@ const DEVICES: [u64; 3] = [5_000, 10_000, 18_000];
 const WARM_UP: usize = 50;
 
 pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result<()> {
-    let sizes = DEVICES.map(|devices| size.of(devices, 100));
+    let sizes = DEVICES.map(|devices| size.of(devices, devices / 50));
     let none = || sizes.map(|_| Vec::new());
     let (mut memory, mut connects, mut reference, mut reference_connects) = (none(), none(), none(), none());
     for _ in 0..size.runs {
