@@ -41,8 +41,9 @@ pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result
     outcome.add(
         Line::new("sync", format!("the same, {CLIENTS} clients"), "syncs/s", rate).aim(Aim::AtLeast(500.0)),
     );
+    relay.stop().await?;
     drop(world);
-    relay.stop().await
+    Ok(())
 }
 
 /// A relay whose log holds so many changes, and the cursor before them.
