@@ -24,7 +24,7 @@ LOG_SCALE ?= 0.2
 RUNS ?= 3
 RESULTS ?= benches/results
 
-.PHONY: help bench bench-deps demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus deps fuzz-deps lint docs
+.PHONY: help bench bench-deps demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus audit deps fuzz-deps lint docs
 
 help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
@@ -36,6 +36,7 @@ help:
 	@echo 'make bench       every figure with its reference, a table, JSON and plots (FIGURES=ingest,fanout SCALE=0.1 RUNS=3; see benches/README.md)'
 	@echo 'make fuzz        bytes at random for everything that reads outside input, SECONDS=n for each target'
 	@echo 'make corpus      the seeds of the fuzz targets anew, from a PostgreSQL and a log'
+	@echo 'make audit       known holes in the dependencies, by the RustSec advisories (needs the network)'
 	@echo 'make test-mutants  builds the relay with a known mistake, which the tests must find'
 
 deps:
@@ -108,3 +109,9 @@ corpus: fuzz-deps
 	rm -rf target/fuzz/captured
 	ROWCAST_CORPUS=target/fuzz/captured $(CARGO) test --test relay -- --exact corpus::seeds_are_captured --ignored
 	fuzz/run.sh pack target/fuzz/captured
+
+# Apart from `make test`, which does without the network once its dependencies are there, and whose outcome does
+# not depend on the day. What is known and borne, and why, stands in .cargo/audit.toml.
+audit:
+	@$(CARGO) audit --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-audit
+	$(CARGO) audit

@@ -85,6 +85,11 @@ impl Feed {
         self.greatest_published.fetch_max(greatest_committed_at, Ordering::Release);
     }
 
+    /// The latest commit that anyone was told of.
+    pub fn greatest_told(&self) -> i64 {
+        self.watermark().greatest_committed_at.max(self.greatest_published.load(Ordering::Acquire))
+    }
+
     /// Where a time begins. What was published and is not in the log yet is no future: whoever was told its
     /// time asks from where the log ends, since no commit before that has the time. Blocks.
     pub fn lookup_time(&self, time: i64) -> Result<TimeLookup, LogError> {

@@ -54,6 +54,7 @@ pub(super) fn gate(config: &Config) -> Gate {
         rates: Rates::new(RateSettings {
             requests: config.rate_limit_requests,
             polls: config.rate_limit_polls,
+            messages: config.rate_limit_messages,
             failures: config.rate_limit_failures,
             window: config.rate_limit_window,
         }),

@@ -106,6 +106,8 @@ settings! {
     rate_limit_requests: usize = "1000";
     /// Polls, streams and sockets that one user may begin in that time; 0 for no limit
     rate_limit_polls: usize = "3000";
+    /// Frames that one user's sockets may send in that time, 100 a second for hours; 0 for no limit
+    rate_limit_messages: usize = "90000";
     /// Refused tokens from one address in that time; 0 for no limit
     rate_limit_failures: usize = "300";
     /// Time in which a rate limit fills again

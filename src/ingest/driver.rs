@@ -280,6 +280,8 @@ impl Driver {
         if changed {
             self.publish_tables();
         }
+        // Before anyone is given a cursor there, and comes back with it at once.
+        self.progress.saw_server_end(end);
         self.submit(append).await?;
         self.feed.horizon.logged(transaction.xid, transaction.commit, end);
         self.feed.publishes(self.greatest_committed_at);

@@ -76,10 +76,11 @@ impl Identity {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn on(history: &[(u32, u64)], timeline: u32) -> Identity {
+    /// A server that went through these timelines, up to their ends.
+    pub(in crate::ingest) fn on(history: &[(u32, u64)], timeline: u32) -> Identity {
         let switch = |&(timeline, at)| TimelineSwitch { timeline, switch_point: Lsn::new(at) };
         Identity {
             system_id: 7,

@@ -47,6 +47,10 @@ use crate::postgres::Target;
 /// The publication that `rowcast init` creates.
 pub const PUBLICATION: &str = "rowcast";
 
+/// How long the database may take to answer a short question. After that the path to it is taken for gone, and
+/// another is looked for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How ingest is to work.
 #[derive(Debug, Clone)]
 pub struct IngestOptions {

@@ -387,19 +387,7 @@ pub(super) async fn fence(client: &mut Client, id: &str) -> Result<i64, IngestEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::TimelineSwitch;
-
-    fn identity(timeline: u32) -> Identity {
-        Identity {
-            system_id: 7,
-            database: "app".into(),
-            slot: "rowcast".into(),
-            timeline,
-            publication: 3,
-            publishes: Publishes::default(),
-            history: Vec::new(),
-        }
-    }
+    use crate::ingest::history::tests::on;
 
     fn found() -> Found {
         let slot = FoundSlot {
@@ -409,11 +397,11 @@ mod tests {
             failover: None,
             foreign: None,
         };
-        Found { identity: identity(1), server_end: Lsn::new(200), slot: Some(slot) }
+        Found { identity: on(&[], 1), server_end: Lsn::new(200), slot: Some(slot) }
     }
 
     fn known() -> Known {
-        Known { identity: identity(1), end: Lsn::new(100), crashed: false }
+        Known { identity: on(&[], 1), end: Lsn::new(100), crashed: false }
     }
 
     fn decided(change: impl FnOnce(&mut Found)) -> Decision {
@@ -457,8 +445,7 @@ mod tests {
 
     fn promoted(at: u64) -> impl FnOnce(&mut Found) {
         move |found: &mut Found| {
-            found.identity.timeline = 2;
-            found.identity.history = vec![TimelineSwitch { timeline: 1, switch_point: Lsn::new(at) }];
+            found.identity = on(&[(1, at)], 2);
         }
     }
 

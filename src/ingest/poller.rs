@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{PUBLICATION, publication};
+use super::{ANSWER_PATIENCE, PUBLICATION, publication};
 use crate::lsn::Lsn;
 use crate::postgres::tables::{self, TableError};
 use crate::postgres::{self, ConnectError, Target};
@@ -55,12 +56,12 @@ enum PollError {
     Table(#[from] TableError),
     #[error("asking about the publication failed: {0}")]
     Query(#[from] tokio_postgres::Error),
+    #[error("the server did not answer within {ANSWER_PATIENCE:?}")]
+    TimedOut,
 }
 
 /// The rules whose tables are not what they were; none where the catalog is of a time before there were rules.
-pub(super) async fn grant_faults(
-    client: &tokio_postgres::Client,
-) -> Result<Vec<FoundFault>, tokio_postgres::Error> {
+pub(super) async fn grant_faults(client: &Client) -> Result<Vec<FoundFault>, tokio_postgres::Error> {
     if !knows_grants(client).await? {
         return Ok(Vec::new());
     }
@@ -69,7 +70,7 @@ pub(super) async fn grant_faults(
 }
 
 /// Whether the catalog has rights. A relay may be newer than the catalog, until `rowcast init` is run.
-pub(super) async fn knows_grants(client: &tokio_postgres::Client) -> Result<bool, tokio_postgres::Error> {
+pub(super) async fn knows_grants(client: &Client) -> Result<bool, tokio_postgres::Error> {
     let known = "SELECT pg_catalog.to_regclass('rowcast.grant_seeds') IS NOT NULL";
     Ok(client.query_one(known, &[]).await?.get(0))
 }
@@ -88,20 +89,25 @@ impl Poller {
     async fn poll_until_failure(&self) -> Result<(), PollError> {
         let (client, _driver) = postgres::connect(&self.target).await?;
         loop {
-            let asked = self.tables.borrow().clone();
-            let (fingerprints, insert_lsn) = tables::fingerprints(&client, PUBLICATION, &asked).await?;
-            // Behind the fingerprints: a publication made again changes these too, and must not pass for DDL.
-            let publication = publication::look(&client).await?;
-            let faults = grant_faults(&client).await?;
+            let looking = tokio::time::timeout(ANSWER_PATIENCE, self.look(&client));
+            let poll = looking.await.map_err(|_| PollError::TimedOut)??;
             // Also when ingest stands still and takes no polls: how far behind it is must show.
-            self.progress.saw_server_end(insert_lsn);
+            self.progress.saw_server_end(poll.insert_lsn);
             // When ingest is behind with the last look, this one would tell it nothing more.
-            let asked = asked.into_iter().collect();
-            let _ = self.polls.try_send(Poll { publication, asked, fingerprints, insert_lsn, faults });
+            let _ = self.polls.try_send(poll);
             tokio::select! {
                 () = tokio::time::sleep(self.interval) => {}
                 () = self.nudge.notified() => {}
             }
         }
+    }
+
+    async fn look(&self, client: &Client) -> Result<Poll, PollError> {
+        let asked = self.tables.borrow().clone();
+        let (fingerprints, insert_lsn) = tables::fingerprints(client, PUBLICATION, &asked).await?;
+        // Behind the fingerprints: a publication made again changes these too, and must not pass for DDL.
+        let publication = publication::look(client).await?;
+        let faults = grant_faults(client).await?;
+        Ok(Poll { publication, asked: asked.into_iter().collect(), fingerprints, insert_lsn, faults })
     }
 }

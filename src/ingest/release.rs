@@ -4,41 +4,24 @@
 //! given up, answers on their way to slow readers hold none. It must not know who they are.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::error::IngestError;
 use crate::feed::Feed;
-use crate::log::{FjallLog, LogOptions};
 
-const POLL: Duration = Duration::from_millis(20);
-
-/// How often it is reported that somebody does not let go.
+/// How often it is reported that somebody does not let go, or that the disk is slow.
 const REPORT: Duration = Duration::from_secs(10);
 
 /// Waits until a log that is over is closed. Cancel-safe.
-pub(super) async fn released(old: Arc<Feed>, options: &LogOptions) -> Result<(), IngestError> {
+pub(super) async fn released(old: Arc<Feed>) {
     let log = Arc::downgrade(&old.log);
+    let mut closed = old.log.closed();
     // Closing it waits for the disk.
     let _ = tokio::task::spawn_blocking(move || drop(old)).await;
-    let mut reported = Instant::now();
-    while log.strong_count() > 0 {
-        if reported.elapsed() >= REPORT {
-            reported = Instant::now();
-            let readers = log.strong_count();
-            tracing::warn!(
-                readers,
-                "the log that is over is still being read; the new one begins after that"
-            );
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    // Whoever let go last is still closing it, for as long as the disk takes.
-    loop {
-        let options = options.clone();
-        let closed = tokio::task::spawn_blocking(move || FjallLog::is_closed(&options)).await;
-        if closed.map_err(|_| IngestError::Protocol("waiting for the old log was given up"))?? {
-            return Ok(());
-        }
-        tracing::warn!("the log that is over is still being closed; the new one begins after that");
+    while tokio::time::timeout(REPORT, &mut closed).await.is_err() {
+        let readers = log.strong_count();
+        tracing::warn!(
+            readers,
+            "the log that is over is still read, or being closed; the new one begins after that"
+        );
     }
 }

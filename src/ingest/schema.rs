@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::driver::Driver;
 use super::error::IngestError;
 use super::poller::Poll;
-use super::{PUBLICATION, publication};
+use super::{ANSWER_PATIENCE, PUBLICATION, publication};
 use crate::change::{Mark, Reason};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -81,7 +81,7 @@ impl Driver {
             let client = database.client().await?;
             Ok(partitions::root_of(client, relid).await.map_err(TableError::from)?)
         };
-        let root = self.serve_while(question).await;
+        let root = self.answer(question).await;
         self.database = database;
         let table = root?.filter(|root| self.router.catalog().get(*root).is_some());
         if table.is_none() {
@@ -104,7 +104,7 @@ impl Driver {
             }
             Ok(fetch)
         };
-        let answer = self.serve_while(question).await;
+        let answer = self.answer(question).await;
         self.database = database;
         answer
     }
@@ -122,7 +122,7 @@ impl Driver {
             }
             Ok(())
         };
-        let waited = self.serve_while(waiting).await;
+        let waited = self.answer(waiting).await;
         self.database = database;
         waited
     }
@@ -131,6 +131,16 @@ impl Driver {
     fn take_database(&mut self) -> Database {
         let spare = self.database.another();
         std::mem::replace(&mut self.database, spare)
+    }
+
+    /// An answer of the database, with the stream served meanwhile. No change passes until it is there, so a
+    /// database that does not answer is left.
+    async fn answer<T>(
+        &mut self,
+        question: impl Future<Output = Result<T, IngestError>>,
+    ) -> Result<T, IngestError> {
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, question);
+        self.serve_while(async { answer.await.unwrap_or(Err(IngestError::Silent(ANSWER_PATIENCE))) }).await
     }
 
     pub(super) async fn serve_while<T>(
@@ -163,7 +173,7 @@ impl Driver {
             transaction.commit().await?;
             Ok(row.get::<_, &str>(0).parse().map_err(|_| TableError::Lsn)?)
         };
-        let end = self.serve_while(writing).await;
+        let end = self.answer(writing).await;
         self.database = database;
         let end = end?;
         self.progress.saw_server_end(end);

@@ -51,7 +51,8 @@ pub struct Ingest {
     unopened: bool,
     /// Once it streamed, a mistake in the setup is waited out; before, it ends the program.
     streamed: bool,
-    /// The greatest commit time that a log before this one had: devices may ask by it.
+    /// The greatest commit time that anyone was told of before the log that begins: devices may ask by it. Each
+    /// log hands it on to the next, also over restarts, for a log stays in its place until the next is whole.
     greatest_before: i64,
     /// The log was left by a relay that did not end in order: what devices saw last may not be in it.
     crash: Option<Crash>,
@@ -313,10 +314,10 @@ impl Ingest {
         // What the old log holds ends here; its readers are told before it is taken away.
         if let Some(old) = self.feed.send_replace(None) {
             old.hub.close();
-            self.greatest_before = self.greatest_before.max(old.watermark().greatest_committed_at);
-            let released = released(old, &self.options.log);
-            let Some(released) = shutdown.run_until_cancelled(released).await else { return Ok(None) };
-            released?;
+            self.greatest_before = self.greatest_before.max(old.greatest_told());
+            if shutdown.run_until_cancelled(released(old)).await.is_none() {
+                return Ok(None);
+            }
         }
         let slot = &self.options.slot;
         if connected.found.slot.is_some() {

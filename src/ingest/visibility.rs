@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::ANSWER_PATIENCE;
 use crate::feed::Feed;
 use crate::horizon::{ParseSnapshotError, Snapshot};
 use crate::log::LogError;
@@ -24,6 +25,8 @@ pub enum VisibilityError {
     Connect(#[from] ConnectError),
     #[error("asking what is visible failed: {0}")]
     Query(#[from] tokio_postgres::Error),
+    #[error("the server did not answer within {ANSWER_PATIENCE:?}")]
+    TimedOut,
     #[error("the server is a standby")]
     Standby,
     #[error(transparent)]
@@ -41,7 +44,10 @@ pub async fn look(feed: &Arc<Feed>, database: &mut Database) -> Result<(), Visib
     if !feed.horizon.is_behind() {
         return Ok(());
     }
-    let row = database.client().await?.query_opt(SNAPSHOT, &[]).await?.ok_or(VisibilityError::Standby)?;
+    let asking = async { Ok(database.client().await?.query_opt(SNAPSHOT, &[]).await?) };
+    let answer: Result<_, VisibilityError> =
+        tokio::time::timeout(ANSWER_PATIENCE, asking).await.map_err(|_| VisibilityError::TimedOut)?;
+    let row = answer?.ok_or(VisibilityError::Standby)?;
     feed.horizon.see(&Snapshot::parse(row.get(0))?);
     Ok(())
 }

@@ -281,6 +281,10 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// The writer's end: completes with the error that it died of. For supervision.
     fn failed(&self) -> BoxFuture<'_, LogError>;
 
+    /// Completes when everybody has let go of the log and its storage is closed, with all that was accepted:
+    /// its place is free for another.
+    fn closed(&self) -> BoxFuture<'static, ()>;
+
     fn read(&self, request: &ReadRequest<'_>) -> Result<Page, ReadError>;
 
     /// See [`TimeLookup`]. `time` in microseconds since 1970.

@@ -36,6 +36,12 @@ impl Database {
         Ok(&mut self.connection.insert(connection).0)
     }
 
+    /// Whether the session is there and answers within `patience`. Of one whose path is gone nobody else says so.
+    pub async fn answers(&self, patience: Duration) -> bool {
+        let Some((client, _)) = &self.connection else { return false };
+        matches!(tokio::time::timeout(patience, client.batch_execute("")).await, Ok(Ok(())))
+    }
+
     /// Gives the session up and has the server give up its work too: from the end of a connection alone it
     /// would learn of it only with the next row that it sends, and hold its locks until then. Returns when
     /// the server has ended the session, or does not answer within `patience`.

@@ -16,6 +16,15 @@ use super::passfile::{self, Wanted};
 use super::tls::{ChannelBinding, Security, TlsSettings};
 
 /// Longest wait for one server to answer, unless `connect_timeout` says otherwise.
+/// A path that is gone shows within half a minute, whether something was sent or a long answer is awaited; the
+/// system's own patience is a quarter of an hour and two hours.
+const TCP_DEFAULTS: [(&str, &str); 4] = [
+    // Milliseconds.
+    ("tcp_user_timeout", "30000"),
+    ("keepalives_idle", "10"),
+    ("keepalives_interval", "5"),
+    ("keepalives_retries", "4"),
+];
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_APPLICATION_NAME: &str = "rowcast";
@@ -424,6 +433,9 @@ fn base_config(mut pairs: Pairs) -> Result<Config, TargetError> {
         ["tcp_user_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_retries"];
     if let Some(count) = pairs.remove("keepalives_count") {
         pairs.insert("keepalives_retries".to_owned(), count);
+    }
+    for (keyword, value) in TCP_DEFAULTS {
+        pairs.entry(keyword.to_owned()).or_insert_with(|| value.to_owned());
     }
     let mut words = String::new();
     for (keyword, value) in pairs {

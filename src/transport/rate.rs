@@ -1,7 +1,7 @@
 //! Rate limits: how often a user may ask, and how often an address may fail to say who it is.
 //!
-//! Three buckets, each with its own setting. *requests* and *polls* are kept for each user, once its token
-//! has proved it: a user's devices share one. *failures* are kept for each address (an IPv6 subscriber's
+//! Four buckets, each with its own setting. *requests*, *polls* and *messages* are kept for each user, once its
+//! token has proved it: a user's devices share one. *failures* are kept for each address (an IPv6 subscriber's
 //! network), and only refused tokens take from it: an office shares an address, and whoever brings a valid
 //! token is never kept waiting for those who do not.
 //!
@@ -33,6 +33,10 @@ const SHARED_KEYS: u64 = 1024;
 /// How often buckets that are full again are dropped.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Whoever is closed for too many messages is told to stay away until a 100th of them is there again: a
+/// socket that ends after a message or two helps nobody.
+const MESSAGES_WORTH_A_SOCKET: u32 = 100;
+
 /// Header fields of draft-ietf-httpapi-ratelimit-headers-10.
 pub(super) const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub(super) const REMAINING: HeaderName = HeaderName::from_static("ratelimit");
@@ -48,6 +52,8 @@ pub(crate) enum Bucket {
     Requests,
     /// Polls, streams and sockets that begin or are resumed.
     Polls,
+    /// Frames of open sockets, whatever they ask for: each costs a share of a processor.
+    Messages,
     Failures,
 }
 
@@ -62,6 +68,7 @@ impl Bucket {
         match self {
             Bucket::Requests => "requests",
             Bucket::Polls => "polls",
+            Bucket::Messages => "messages",
             Bucket::Failures => "failures",
         }
     }
@@ -72,6 +79,7 @@ impl Bucket {
 pub(crate) struct RateSettings {
     pub(crate) requests: usize,
     pub(crate) polls: usize,
+    pub(crate) messages: usize,
     pub(crate) failures: usize,
     pub(crate) window: Duration,
 }
@@ -81,6 +89,7 @@ pub(crate) struct RateSettings {
 pub(crate) struct Rates {
     requests: Option<Buckets>,
     polls: Option<Buckets>,
+    messages: Option<Buckets>,
     failures: Option<Buckets>,
 }
 
@@ -101,6 +110,7 @@ impl Rates {
         Rates {
             requests: buckets(Bucket::Requests, settings.requests),
             polls: buckets(Bucket::Polls, settings.polls),
+            messages: buckets(Bucket::Messages, settings.messages),
             failures: buckets(Bucket::Failures, settings.failures),
         }
     }
@@ -124,7 +134,7 @@ impl Rates {
     }
 
     fn drop_rested(&self) {
-        for buckets in [&self.requests, &self.polls, &self.failures].into_iter().flatten() {
+        for buckets in [&self.requests, &self.polls, &self.messages, &self.failures].into_iter().flatten() {
             buckets.limiter.retain_recent();
             buckets.limiter.shrink_to_fit();
         }
@@ -134,6 +144,7 @@ impl Rates {
         match bucket {
             Bucket::Requests => self.requests.as_ref(),
             Bucket::Polls => self.polls.as_ref(),
+            Bucket::Messages => self.messages.as_ref(),
             Bucket::Failures => self.failures.as_ref(),
         }
     }
@@ -174,8 +185,16 @@ impl Buckets {
             Ok(left) => standing(left.remaining_burst_capacity(), None),
             Err(until) => {
                 metrics::counter!("rowcast_rate_limited_total", "bucket" => self.bucket.name()).increment(1);
-                standing(0, Some(until.wait_time_from(self.limiter.clock().now())))
+                let wait = until.wait_time_from(self.limiter.clock().now());
+                standing(0, Some(wait.max(self.shortest_wait())))
             }
+        }
+    }
+
+    fn shortest_wait(&self) -> Duration {
+        match self.bucket {
+            Bucket::Messages => self.window / MESSAGES_WORTH_A_SOCKET,
+            Bucket::Requests | Bucket::Polls | Bucket::Failures => Duration::ZERO,
         }
     }
 }
@@ -196,6 +215,7 @@ impl Standing {
         match self.bucket {
             Bucket::Requests => "this user's devices ask too often",
             Bucket::Polls => "this user's devices poll or connect too often",
+            Bucket::Messages => "this user's devices send too many messages",
             Bucket::Failures => "too many requests without a valid token came from this address",
         }
     }
@@ -229,7 +249,7 @@ mod tests {
     const QUARTER: Duration = Duration::from_secs(900);
 
     fn rates() -> Rates {
-        Rates::new(RateSettings { requests: 3, polls: 2, failures: 2, window: QUARTER })
+        Rates::new(RateSettings { requests: 3, polls: 2, messages: 1000, failures: 2, window: QUARTER })
     }
 
     fn user(subject: &str) -> UserId {
@@ -253,6 +273,14 @@ mod tests {
         assert_eq!(rates.spend(Bucket::Requests, &issuer).unwrap().remaining, 2);
     }
 
+    /// A thousandth of the window would bring it back for one message.
+    #[test]
+    fn whoever_sent_too_many_messages_waits_for_a_hundredth_of_them() {
+        let rates = rates();
+        let refused = (0..=1000).find_map(|_| rates.spend(Bucket::Messages, &user("42"))?.retry_after());
+        assert_eq!(refused, Some(Duration::from_secs(9)));
+    }
+
     #[test]
     fn failures_count_for_a_subscriber() {
         let rates = rates();
@@ -265,7 +293,8 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        let rates = Rates::new(RateSettings { requests: 0, polls: 0, failures: 0, window: QUARTER });
+        let rates =
+            Rates::new(RateSettings { requests: 0, polls: 0, messages: 0, failures: 0, window: QUARTER });
         assert_eq!(rates.spend(Bucket::Requests, &user("42")), None);
         assert_eq!(rates.fail("192.0.2.1".parse().unwrap()), None);
     }
@@ -291,8 +320,8 @@ mod tests {
 
     #[test]
     fn what_is_at_rest_is_dropped_and_the_rest_is_bounded() {
-        let settings = RateSettings { requests: 1, polls: 0, failures: 0, window: Duration::from_millis(1) };
-        let rates = Rates::new(settings);
+        let window = Duration::from_millis(1);
+        let rates = Rates::new(RateSettings { requests: 1, polls: 0, messages: 0, failures: 0, window });
         let buckets = rates.requests.as_ref().unwrap();
         for number in 0..1000 {
             buckets.take(&number);

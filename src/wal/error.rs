@@ -68,7 +68,9 @@ impl WalError {
     pub fn is_transient(&self) -> bool {
         match self {
             WalError::Connect(error) => error.is_transient(),
-            WalError::Server { error, .. } => error.is_transient() && !self.no_free_slot(),
+            WalError::Server { error, .. } => {
+                (error.is_transient() || self.cannot_decode()) && !self.no_free_slot()
+            }
             WalError::Lost(_) | WalError::Ended | WalError::Interrupted => true,
             WalError::PublicationSkipped(_)
             | WalError::Aborted
@@ -123,6 +125,13 @@ impl WalError {
         matches!(self.server(), Some((During::CreateSlot, error)) if error.code == SqlState::CONFIGURATION_LIMIT_EXCEEDED)
     }
 
+    /// The server failed inside, at something in the stream. Behind a new slot that may be a TRUNCATE or a
+    /// rewrite that was under way when the slot was made ("could not map filenode"): it is made again, elsewhere.
+    /// An old slot keeps failing, and the state says with what, until a DBA drops it.
+    fn cannot_decode(&self) -> bool {
+        self.streaming() && self.code().is_some_and(|code| code.code().starts_with("XX"))
+    }
+
     /// The role lacks REPLICATION, or another right.
     pub fn not_permitted(&self) -> bool {
         match self {
@@ -142,5 +151,29 @@ impl WalError {
 
     fn streaming(&self) -> bool {
         matches!(self.server(), Some((During::Streaming, _)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::Severity;
+
+    fn told(during: During, code: SqlState) -> WalError {
+        let error = ServerError {
+            code,
+            message: "could not map filenode \"base/5/17267\" to relation OID".to_owned(),
+            detail: None,
+            hint: None,
+            severity: Severity::Error,
+        };
+        WalError::Server { during, error }
+    }
+
+    #[test]
+    fn what_the_server_fails_at_inside_the_stream_is_tried_again() {
+        assert!(told(During::Streaming, SqlState::INTERNAL_ERROR).is_transient());
+        assert!(!told(During::StartReplication, SqlState::INTERNAL_ERROR).is_transient());
+        assert!(!told(During::Streaming, SqlState::INSUFFICIENT_PRIVILEGE).is_transient());
     }
 }

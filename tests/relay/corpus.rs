@@ -60,7 +60,7 @@ UPDATE events SET at = '2026-02-06' WHERE id = 1;
 TRUNCATE events_1; TRUNCATE events; TRUNCATE orders RESTART IDENTITY CASCADE;
 DELETE FROM members WHERE team_id = 8;
 SELECT rowcast.revoke('42');
-SELECT rowcast.track('orders', topics => ARRAY['user:{user_id}:orders'], columns => ARRAY['id', 'remark']);
+SELECT rowcast.track('orders', topics => ARRAY['user:{user_id}:orders'], columns => ARRAY['id', 'user_id', 'remark']);
 INSERT INTO orders VALUES (7, 42, 'fewer', 'columns');
 SELECT rowcast.untrack('orders');
 "#;

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::support::copy::Copy;
 use crate::support::dice::Dice;
 use crate::support::frame::Frame;
 use crate::support::http::Http;
+use crate::support::poll::{Answer, Message};
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
 use crate::support::scene::{listening, scene, scene_with};
@@ -19,37 +18,11 @@ use crate::support::token;
 use crate::support::wait::{PATIENCE, eventually, within};
 use crate::support::writers::{A, B, TABLES, write_all};
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Answer {
-    success: bool,
-    messages: Vec<Message>,
-    timestamp: Option<i64>,
-    cursor: Option<String>,
-    count: usize,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Message {
-    id: String,
-    r#type: String,
-    payload: Box<RawValue>,
-    timestamp: i64,
-    #[serde(rename = "userId")]
-    user: String,
-}
-
-impl Message {
-    fn frame(&self) -> Frame {
-        Frame::parse(self.payload.get().to_owned())
-    }
-}
-
 async fn poll(http: &Http, body: &Value) -> Answer {
     let answer: Answer = http.post("/api/sync/poll", body).await.expect_status(200).parse();
-    assert!(answer.success && answer.count == answer.messages.len());
-    assert!(answer.messages.iter().all(|message| message.r#type == message.frame().kind));
+    assert!(answer.is_whole());
+    let kind = |message: &Message| Frame::parse(message.payload.get().to_owned()).kind;
+    assert!(answer.messages.iter().all(|message| message.r#type == kind(message)));
     answer
 }
 

@@ -74,6 +74,8 @@ pub struct FjallLog {
     epoch: Epoch,
     writer: Option<JoinHandle<()>>,
     flusher: Option<JoinHandle<()>>,
+    /// Dropped last, when the storage is closed.
+    closed: watch::Sender<()>,
 }
 
 impl FjallLog {
@@ -85,12 +87,6 @@ impl FjallLog {
     /// Begins a new log in the place of whatever is in the directory. Blocks.
     pub fn create(options: &LogOptions, beginning: Beginning) -> Result<Arc<FjallLog>, LogError> {
         Self::create_at(options, &beginning, Arc::new(system_time))
-    }
-
-    /// Whether nobody has the directory's log open, after a moment's wait for that: one that was dropped
-    /// here still brings its last appends to disk, and whoever reads it keeps it open. Blocks.
-    pub fn is_closed(options: &LogOptions) -> Result<bool, LogError> {
-        storage::is_free(&options.directory)
     }
 
     /// Whether there is room to begin a log, or to go on with one after its disk was full. Blocks.
@@ -128,7 +124,8 @@ impl FjallLog {
         let shared = Arc::new(Shared::new(engine, options.clone(), clock, applied.watermark, marks, shapes));
         let writer = Writer::new(shared.clone(), applied, epoch)?;
         // Dropped on any way out from here, so that no thread is left behind.
-        let mut log = FjallLog { shared, epoch, writer: None, flusher: None };
+        let mut log =
+            FjallLog { shared, epoch, writer: None, flusher: None, closed: watch::Sender::default() };
         log.writer = Some(log.spawn("rowcast-log", move |_| writer.run())?);
         log.flusher = Some(log.spawn("rowcast-flush", |shared| flusher::run(&shared))?);
         Ok(log)
@@ -266,6 +263,11 @@ impl Log for FjallLog {
                 Ok(()) => LogError::Stopped("the log was closed".into()),
             }
         })
+    }
+
+    fn closed(&self) -> BoxFuture<'static, ()> {
+        let mut closed = self.closed.subscribe();
+        Box::pin(async move { while closed.changed().await.is_ok() {} })
     }
 
     fn read(&self, request: &ReadRequest<'_>) -> Result<Page, ReadError> {

@@ -2,8 +2,8 @@
 //!
 //! `lock` is held as long as the log is open. The database stands in `data`; a new one is made in `new`
 //! and takes its place by a rename once everything in it is on disk, after the old one has been moved to
-//! `old`. So a crash in the middle leaves either a whole log or none, and the next opening clears away
-//! the rest.
+//! `old`. So a crash in the middle leaves the old log or the new one, which has all that outlives the
+//! old one: the next opening finishes what was begun, and clears away the rest.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -86,9 +86,13 @@ impl Storage {
         }
         close_to_others(directory).map_err(&failed)?;
         let lock = lock(directory)?;
-        let data = directory.join("data");
-        for leftover in ["new", "old", SCRATCH] {
-            remove(&directory.join(leftover)).map_err(&failed)?;
+        let [data, new, old] = ["data", "new", "old"].map(|name| directory.join(name));
+        let is_there = |path: &Path| path.try_exists().map_err(&failed);
+        if !is_there(&data)? && is_there(&old)? && is_there(&new)? {
+            put_in_place(&new, directory).map_err(&failed)?;
+        }
+        for leftover in [new, old, directory.join(SCRATCH)] {
+            remove(&leftover).map_err(&failed)?;
         }
         if !data.try_exists().map_err(&failed)? {
             return Ok(None);
@@ -120,8 +124,7 @@ impl Storage {
         if data.try_exists().map_err(&failed)? {
             fs::rename(&data, &old).map_err(&failed)?;
         }
-        fs::rename(&new, &data).map_err(&failed)?;
-        File::open(directory).and_then(|directory| directory.sync_all()).map_err(&failed)?;
+        put_in_place(&new, directory).map_err(&failed)?;
         remove(&old).map_err(&failed)?;
         drop(lock);
         Storage::open(directory)?.ok_or(LogError::Corrupt("the new log"))
@@ -353,6 +356,12 @@ fn close_to_others(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// A new log that is whole becomes the directory's, where there is none any more.
+fn put_in_place(new: &Path, directory: &Path) -> io::Result<()> {
+    fs::rename(new, directory.join("data"))?;
+    File::open(directory)?.sync_all()
+}
+
 /// A database with nothing but a beginning in it and what outlives its predecessor, all of it on disk,
 /// closed again.
 fn fill(
@@ -410,17 +419,10 @@ fn sync_entry(keyspace: &Keyspace) -> io::Result<()> {
     keyspace.path().parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer; a log of
-/// this process that is being closed waits for its disk.
+/// A process that is ending, or a child between its fork and its exec, holds the lock a moment longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 fn lock(directory: &Path) -> Result<File, LogError> {
-    let in_use = || failure_in(directory)(io::Error::other("it is still open, here or in another process"));
-    try_lock(directory)?.ok_or_else(in_use)
-}
-
-/// `None`: it is still locked after [`LOCK_PATIENCE`].
-fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     let failed = failure_in(directory);
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(directory.join("lock"));
     let file = file.map_err(&failed)?;
@@ -428,17 +430,13 @@ fn try_lock(directory: &Path) -> Result<Option<File>, LogError> {
     while let Err(error) = file.try_lock() {
         match error {
             fs::TryLockError::WouldBlock if Instant::now() < deadline => thread::sleep(LOCK_PATIENCE / 50),
-            fs::TryLockError::WouldBlock => return Ok(None),
+            fs::TryLockError::WouldBlock => {
+                return Err(failed(io::Error::other("it is still open, here or in another process")));
+            }
             fs::TryLockError::Error(error) => return Err(failed(error)),
         }
     }
-    Ok(Some(file))
-}
-
-/// Waits a moment until nobody has the log of a directory open; whether that is so.
-pub(super) fn is_free(directory: &Path) -> Result<bool, LogError> {
-    let there = directory.try_exists().map_err(failure_in(directory))?;
-    Ok(!there || try_lock(directory)?.is_some())
+    Ok(file)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -78,7 +78,10 @@ impl FullError {
         match self {
             FullError::Snapshot(error) | FullError::Fence(FenceError::Snapshot(error)) => !matches!(
                 error,
-                SnapshotError::Locked { .. } | SnapshotError::Moved | SnapshotError::Connect(_)
+                SnapshotError::Locked { .. }
+                    | SnapshotError::Moved
+                    | SnapshotError::Silent(_)
+                    | SnapshotError::Connect(_)
             ),
             // Told by the log itself, once.
             FullError::Log(LogError::Stalled(_)) => false,

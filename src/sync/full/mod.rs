@@ -45,6 +45,10 @@ const MARK_POLL: Duration = Duration::from_millis(25);
 /// Jobs that wait for a place. More than this would wait longer than any device does.
 const MAX_WAITING: usize = 1_000;
 
+/// How long a session that was kept may take to answer before another is made. Its path may be gone, of which
+/// TCP tells nothing for as long as nothing is sent.
+const KEPT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long a server is waited for that was asked to end a reading which was given up. One that does not
 /// answer ends it by the limits of its statements.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
@@ -106,8 +110,14 @@ impl FullSync {
         }
     }
 
-    fn database(&self) -> Database {
-        self.idle().pop().unwrap_or_else(|| Database::new(self.options.target.clone()))
+    /// A session that was kept and still answers, or one that is not connected yet.
+    async fn database(&self) -> Database {
+        loop {
+            let Some(kept) = self.idle().pop() else { return Database::new(self.options.target.clone()) };
+            if kept.answers(KEPT_PATIENCE).await {
+                return kept;
+            }
+        }
     }
 
     fn keep(&self, database: Database) {

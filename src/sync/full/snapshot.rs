@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use tokio_postgres::error::SqlState;
@@ -64,6 +65,8 @@ pub enum SnapshotError {
     Moved,
     #[error("the server is a standby")]
     Standby,
+    #[error("the database did not answer within {0:?}; the path to it may be gone")]
+    Silent(Duration),
     #[error("the server sent a row in pieces that do not fit together")]
     Cut,
 }
@@ -126,6 +129,14 @@ const PLACE: &str = "
 SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
        pg_catalog.pg_postmaster_start_time()::pg_catalog.text, pg_catalog.current_database()::pg_catalog.text,
        pg_catalog.pg_is_in_recovery()";
+
+/// What the server answers at once, if there is a way to it.
+pub(super) async fn answered<T>(
+    patience: Duration,
+    asked: impl Future<Output = Result<T, SnapshotError>>,
+) -> Result<T, SnapshotError> {
+    tokio::time::timeout(patience, asked).await.unwrap_or(Err(SnapshotError::Silent(patience)))
+}
 
 /// Locks the tables, takes the snapshot, and reads what the tables look like in it.
 pub(super) async fn open(

@@ -60,7 +60,7 @@ impl FullSync {
         spool: Spool,
         place: OwnedSemaphorePermit,
     ) -> Result<(Taken, Spool, PageBuilder), FullError> {
-        let mut turn = Turn { database: Some(self.database()), place: Some(place) };
+        let mut turn = Turn { database: Some(self.database().await), place: Some(place) };
         let database = turn.database.as_mut().ok_or(FullError::Over)?;
         let taken = tokio::time::timeout(self.options.longest, self.read(feed, reader, spool, database));
         let taken = taken.await.unwrap_or(Err(FullError::TooLong(self.options.longest)))?;
@@ -77,9 +77,12 @@ impl FullSync {
         spool: Spool,
         database: &mut Database,
     ) -> Result<(Taken, Spool, PageBuilder), FullError> {
+        let patience = self.options.fence_wait;
         let after = self.horizon(feed, reader.wanted, database).await?;
         let client = &*database.client().await.map_err(SnapshotError::from)?;
-        let opened = snapshot::open(client, reader.wanted, &self.options).await?;
+        let locking = self.options.lock_timeout.saturating_mul(reader.wanted.len() as u32);
+        let opening = snapshot::open(client, reader.wanted, &self.options);
+        let opened = snapshot::answered(patience.saturating_add(locking), opening).await?;
         let mut writer = Writer { spool: Some(spool), page: PageBuilder::default() };
         let reading = async {
             for (place, table) in opened.tables.iter().enumerate() {
@@ -99,7 +102,7 @@ impl FullSync {
             return Err(SnapshotError::Moved.into());
         }
         // Before the fence is met: ingest may be behind, and an application's DDL must not wait for that.
-        snapshot::close(client).await?;
+        snapshot::answered(patience, snapshot::close(client)).await?;
         let fence = sent.met().await?;
         reached(feed, fence, self.options.fence_wait).await?;
         let keys = opened.tables.iter().map(|table| table.key().to_vec()).collect();
@@ -116,7 +119,8 @@ impl FullSync {
     ) -> Result<Position, FullError> {
         let deadline = Instant::now() + self.options.fence_wait;
         loop {
-            ingest::look(feed, database).await?;
+            let looking = async { Ok(ingest::look(feed, database).await) };
+            snapshot::answered(self.options.fence_wait, looking).await??;
             let at = feed.horizon.position();
             if at < feed.log.oldest() {
                 return Err(FullError::NotVisible);

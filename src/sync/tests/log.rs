@@ -118,6 +118,10 @@ impl Log for MemoryLog {
         future::pending().boxed()
     }
 
+    fn closed(&self) -> BoxFuture<'static, ()> {
+        future::pending().boxed()
+    }
+
     fn read(&self, request: &ReadRequest<'_>) -> Result<Page, ReadError> {
         if let Some(mark) = self.mark_during_read.lock().unwrap().take() {
             self.mark(mark);

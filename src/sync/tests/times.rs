@@ -212,3 +212,12 @@ fn a_time_of_many_commits_begins_with_the_first() {
     scene.sync(&wish, 2_000_000, 7, &mut copy, |_, _| pages += 1).unwrap();
     assert_eq!((copy, pages), (scene.end(&wish), 101_usize.div_ceil(7)));
 }
+
+/// A log that begins anew must not answer for times that devices have from the one before.
+#[test]
+fn the_latest_commit_that_was_told_may_not_be_in_the_log_yet() {
+    let scene = Scene::of(&[(Vec::new(), 2_000_000)], 1_000_000, LARGE, false);
+    assert_eq!(scene.feed.greatest_told(), scene.feed.watermark().greatest_committed_at);
+    scene.feed.publishes(9_000_000);
+    assert_eq!(scene.feed.greatest_told(), 9_000_000);
+}

@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::protocol::{Answer, Closing, spread};
-use crate::auth::Identity;
+use crate::auth::{Identity, UserId};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::feed::Feed;
@@ -155,6 +155,10 @@ impl Session {
             timestamp: timestamp(PgTimestamp::now().unix_micros()),
         };
         established.to_json().into()
+    }
+
+    pub(super) fn user(&self) -> &UserId {
+        &self.identity.user
     }
 
     pub(super) fn device(&self) -> &str {

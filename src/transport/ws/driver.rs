@@ -196,9 +196,22 @@ impl Driver {
         session: &mut Session,
         message: Option<Result<Message, axum::Error>>,
     ) -> Result<(), Closing> {
-        match self.text(message)? {
+        let text = self.text(message)?;
+        self.count(session)?;
+        match text {
             Some(text) => session.request(&text, &mut self.out).await,
             None => Ok(()),
+        }
+    }
+
+    /// Every frame takes from its user's bucket, also one that is ignored. Who goes beyond it is closed: to
+    /// answer each would cost as much as what was asked.
+    fn count(&mut self, session: &Session) -> Result<(), Closing> {
+        match self.relay.gate.rates.spend(Bucket::Messages, session.user()) {
+            Some(standing) if standing.retry_after().is_some() => {
+                Err(self.refuse(Refusal::TooOften(standing)))
+            }
+            _ => Ok(()),
         }
     }
 

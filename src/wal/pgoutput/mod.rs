@@ -5,12 +5,16 @@
 //! allocates nothing for a row: tuples stay slices of the body and decode when they are iterated.
 
 mod decode;
+#[cfg(any(test, feature = "fuzzing"))]
+mod encode;
 mod error;
 mod message;
 mod reader;
 mod tuple;
 
 pub use decode::decode;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use encode::encode;
 pub use error::{DecodeError, Why};
 pub use message::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldTuple, Origin, Relation,

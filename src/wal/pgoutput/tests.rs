@@ -2,11 +2,12 @@
 //! captured from a real server.
 #![allow(clippy::unwrap_used)]
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
+use super::encode::put_value;
 use super::*;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
@@ -30,126 +31,12 @@ impl Cell {
     }
 }
 
-fn put_name(out: &mut Vec<u8>, name: &str) {
-    out.put_slice(name.as_bytes());
-    out.put_u8(0);
-}
-
-fn put_namespace(out: &mut Vec<u8>, name: &str) {
-    put_name(out, if name == "pg_catalog" { "" } else { name });
-}
-
-fn put_value(out: &mut Vec<u8>, value: Value<'_>) {
-    let (kind, bytes) = match value {
-        Value::Null => return out.put_u8(b'n'),
-        Value::UnchangedToast => return out.put_u8(b'u'),
-        Value::Text(bytes) => (b't', bytes),
-        Value::Binary(bytes) => (b'b', bytes),
-    };
-    out.put_u8(kind);
-    out.put_i32(i32::try_from(bytes.len()).unwrap());
-    out.put_slice(bytes);
-}
-
-fn put_tuple(out: &mut Vec<u8>, tag: u8, tuple: &Tuple) {
-    out.put_u8(tag);
-    out.put_u16(u16::try_from(tuple.len()).unwrap());
-    tuple.iter().for_each(|value| put_value(out, value));
-}
-
-fn put_old(out: &mut Vec<u8>, old: &OldTuple) {
-    match old {
-        OldTuple::Key(tuple) => put_tuple(out, b'K', tuple),
-        OldTuple::Full(tuple) => put_tuple(out, b'O', tuple),
-    }
-}
-
-fn encode(message: &Message) -> Bytes {
-    let mut out = Vec::new();
-    match message {
-        Message::Begin(begin) => {
-            out.put_u8(b'B');
-            out.put_u64(begin.final_lsn.get());
-            out.put_i64(begin.commit_time.micros());
-            out.put_u32(begin.xid);
-        }
-        Message::Commit(commit) => {
-            out.put_slice(&[b'C', commit.flags]);
-            out.put_u64(commit.commit_lsn.get());
-            out.put_u64(commit.end_lsn.get());
-            out.put_i64(commit.commit_time.micros());
-        }
-        Message::Origin(origin) => {
-            out.put_u8(b'O');
-            out.put_u64(origin.commit_lsn.get());
-            put_name(&mut out, &origin.name);
-        }
-        Message::Relation(relation) => put_relation(&mut out, relation),
-        Message::Type(name) => {
-            out.put_u8(b'Y');
-            out.put_u32(name.type_oid);
-            put_namespace(&mut out, &name.namespace);
-            put_name(&mut out, &name.name);
-        }
-        Message::Insert(insert) => {
-            out.put_u8(b'I');
-            out.put_u32(insert.relid);
-            put_tuple(&mut out, b'N', &insert.new);
-        }
-        Message::Update(update) => {
-            out.put_u8(b'U');
-            out.put_u32(update.relid);
-            update.old.iter().for_each(|old| put_old(&mut out, old));
-            put_tuple(&mut out, b'N', &update.new);
-        }
-        Message::Delete(delete) => {
-            out.put_u8(b'D');
-            out.put_u32(delete.relid);
-            put_old(&mut out, &delete.old);
-        }
-        Message::Truncate(truncate) => {
-            out.put_u8(b'T');
-            out.put_u32(u32::try_from(truncate.relids.len()).unwrap());
-            out.put_u8(u8::from(truncate.cascade) | u8::from(truncate.restart_identity) << 1);
-            truncate.relids.iter().for_each(|relid| out.put_u32(*relid));
-        }
-        Message::Message(message) => {
-            out.put_slice(&[b'M', u8::from(message.transactional)]);
-            out.put_u64(message.lsn.get());
-            put_name(&mut out, &message.prefix);
-            out.put_u32(u32::try_from(message.content.len()).unwrap());
-            out.put_slice(&message.content);
-        }
-    }
-    out.into()
-}
-
-fn put_relation(out: &mut Vec<u8>, relation: &Relation) {
-    out.put_u8(b'R');
-    out.put_u32(relation.relid);
-    put_namespace(out, &relation.namespace);
-    put_name(out, &relation.name);
-    out.put_u8(match relation.identity {
-        ReplicaIdentity::Default => b'd',
-        ReplicaIdentity::Nothing => b'n',
-        ReplicaIdentity::Full => b'f',
-        ReplicaIdentity::Index => b'i',
-    });
-    out.put_u16(u16::try_from(relation.columns.len()).unwrap());
-    for column in &relation.columns {
-        out.put_u8(u8::from(column.key));
-        put_name(out, &column.name);
-        out.put_u32(column.type_oid);
-        out.put_i32(column.type_modifier);
-    }
-}
-
 /// A tuple can only be made by decoding one.
 fn tuple_of(cells: &[Cell]) -> Tuple {
-    let mut body = vec![b'I', 0, 0, 0, 1, b'N'];
+    let mut body = BytesMut::from(&b"I\0\0\0\x01N"[..]);
     body.put_u16(u16::try_from(cells.len()).unwrap());
     cells.iter().for_each(|cell| put_value(&mut body, cell.as_value()));
-    match decode(body.into()) {
+    match decode(body.freeze()) {
         Ok(Message::Insert(insert)) => insert.new,
         other => panic!("{other:?}"),
     }

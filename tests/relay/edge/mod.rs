@@ -12,21 +12,11 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::support::raw::exchange;
+use crate::support::scene::ORDERS;
 use crate::support::wait::within;
 
 const SYNC: &str = "/api/realtime/sync";
-const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL);
-    SELECT rowcast.track('orders')";
-
-/// Sends bytes as they are, and returns all that comes until the relay closes; nothing where it just cuts.
-async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    // The relay may have had enough before all is sent.
-    let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let _ = within("the relay closes", stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
-}
 
 /// The head of a request for a WebSocket, without its end.
 fn handshake(host: &str) -> String {

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{ORDERS, SYNC, raw};
+use super::{ORDERS, SYNC, exchange};
 use crate::support::device::Device;
 use crate::support::scene::scene;
 use crate::support::token;
@@ -77,21 +77,23 @@ async fn heads_beyond_reason_are_not_read() {
     let address = relay.address();
     let head =
         |header: &str| format!("GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n");
-    assert!(raw(address, head(&format!("X: {}", "x".repeat(40_000))).as_bytes()).await.contains("200 OK"));
-    let answer = raw(address, head(&format!("X: {}", "x".repeat(4_000_000))).as_bytes()).await;
+    assert!(
+        exchange(address, head(&format!("X: {}", "x".repeat(40_000))).as_bytes()).await.contains("200 OK")
+    );
+    let answer = exchange(address, head(&format!("X: {}", "x".repeat(4_000_000))).as_bytes()).await;
     assert!(!answer.contains("200 OK"), "{answer}");
     let many: String = (0..200).map(|number| format!("X-{number}: y\r\n")).collect();
-    assert!(raw(address, head(many.trim_end()).as_bytes()).await.contains("431 "));
+    assert!(exchange(address, head(many.trim_end()).as_bytes()).await.contains("431 "));
     // Two lengths, or a length and chunks, could hide a second request behind a proxy.
     let token = token::user("42");
     for lengths in ["Content-Length: 5\r\nContent-Length: 6", "Content-Length: 5, 6", "Content-Length: -1"] {
         let request = format!(
             "POST {SYNC} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n{lengths}\r\n\r\nhello!"
         );
-        assert!(raw(address, request.as_bytes()).await.contains(" 400 "), "{lengths}");
+        assert!(exchange(address, request.as_bytes()).await.contains(" 400 "), "{lengths}");
     }
     for garbage in [&[0_u8; 4096][..], &[0xff; 4096], b"\r\n\r\n\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
-        let answer = raw(address, garbage).await;
+        let answer = exchange(address, garbage).await;
         assert!(!answer.contains("200 OK"), "{answer}");
     }
     relay.http().get("/health").await.expect_status(200);

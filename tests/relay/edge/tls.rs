@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::{ORDERS, raw};
+use super::{ORDERS, exchange};
 use crate::support::cli::rowcast;
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
@@ -201,10 +201,10 @@ async fn what_is_no_tls_ends_alone() {
     let stream = connect(address, &speaks).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
 
-    let plain = raw(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    let plain = exchange(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(!plain.contains("HTTP"), "{plain}");
-    raw(address, &[0xff; 70_000]).await;
-    raw(address, &[0x16; 70_000]).await;
+    exchange(address, &[0xff; 70_000]).await;
+    exchange(address, &[0x16; 70_000]).await;
     // No protocol in common; a certificate that the client does not trust.
     assert!(connect(address, &client(&[&pair], &["h2"])).await.is_err());
     assert!(connect(address, &client(&[], &["http/1.1"])).await.is_err());

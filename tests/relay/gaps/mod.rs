@@ -32,14 +32,7 @@ const PLACES: [&str; 9] = [
 
 /// All of [`PLACES`] at once.
 const EVERYWHERE: &[&str] = &PLACES;
-const RESUMED: &[&str] = &[
-    "socket, resumed",
-    "stream, resumed",
-    "poll by cursor",
-    "poll by time",
-    "sync by cursor",
-    "sync by time",
-];
+const BY_CURSOR: &[&str] = &["socket, resumed", "stream, resumed", "poll by cursor", "sync by cursor"];
 const BY_TIME: &[&str] = &["poll by time", "sync by time"];
 const SYNCS: &[&str] = &["sync by cursor"];
 const LIVE: &[&str] = &["socket, live", "stream, live"];
@@ -56,20 +49,11 @@ const PROOFS: &[(&str, &[&str], &str)] = &[
     ("toast", EVERYWHERE, "gaps::marks::toast"),
     // In a sync the table is `unavailable` until it is mended.
     ("identity", EVERYWHERE, "gaps::marks::identity"),
-    (
-        "epoch",
-        &[
-            "socket, live",
-            "socket, resumed",
-            "stream, live",
-            "stream, resumed",
-            "poll, waiting",
-            "poll by cursor",
-            "sync by cursor",
-        ],
-        "gaps::whole::epoch",
-    ),
-    ("too_old", RESUMED, "gaps::whole::too_old"),
+    ("epoch", LIVE, "gaps::whole::epoch"),
+    ("epoch", &["poll, waiting"], "gaps::whole::epoch"),
+    ("epoch", BY_CURSOR, "gaps::whole::epoch"),
+    ("too_old", BY_CURSOR, "gaps::whole::too_old"),
+    ("too_old", BY_TIME, "gaps::whole::too_old"),
     (
         "too_old",
         &["socket, resumed", "sync by cursor"],

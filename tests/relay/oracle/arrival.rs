@@ -69,6 +69,7 @@ impl Traveller {
             2 if !self.parts[at].blocked => self.poll(at).await.map(drop),
             _ => {
                 self.sync(at, From::Cursor).await?;
+                // The marks are on their way: to ask again at once would only commit more of them.
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 Ok(())
             }

@@ -2,8 +2,6 @@
 
 use std::time::Instant;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::calls::{From, in_query};
@@ -11,24 +9,8 @@ use super::parts::{Chain, is_ahead};
 use super::socket::topics_of;
 use super::traveller::Traveller;
 use super::weather::Setback;
-use crate::support::frame::Frame;
 use crate::support::http::Http;
-
-#[derive(Debug, Deserialize)]
-struct Answer {
-    success: bool,
-    messages: Vec<Message>,
-    timestamp: Option<i64>,
-    cursor: Option<String>,
-    count: usize,
-}
-
-#[derive(Debug, Deserialize)]
-struct Message {
-    id: String,
-    r#type: String,
-    payload: Box<RawValue>,
-}
+use crate::support::poll::Answer;
 
 impl Traveller {
     /// A few polls of a part, with nothing else open.
@@ -107,15 +89,11 @@ impl Traveller {
         }
         self.trail.note(format!("polls {body}, and is told {}", answer.text()));
         let answer: Answer = answer.parse();
-        assert!(
-            answer.success && answer.count == answer.messages.len(),
-            "{}: {answer:?}",
-            self.whereabouts()
-        );
+        assert!(answer.is_whole(), "{}: {answer:?}", self.whereabouts());
         let mut required = Vec::new();
         let mut before = since.as_str().unwrap_or_default().to_owned();
         for message in answer.messages {
-            let frame = Frame { kind: message.r#type, text: message.payload.get().to_owned() };
+            let frame = message.frame();
             if let Some(change) = frame.change() {
                 self.check_foreign(&change);
                 chain.add(change.clone(), || self.whereabouts());

@@ -24,10 +24,9 @@ pub(super) struct Size {
 }
 
 impl Size {
-    /// For a few seconds. What a DBA may do has tests of its own, in `ddl` and `tracking`; here it takes
-    /// `make oracle`.
+    /// For a few seconds.
     pub(super) fn small() -> Self {
-        Size { tables: 6, devices: 6, rounds: 3, connections: 4, transactions: 60, alterations: 0 }
+        Size { tables: 6, devices: 6, rounds: 3, connections: 4, transactions: 60, alterations: 2 }
     }
 
     /// As `ROWCAST_ORACLE_SIZE` says, in the order of the fields.

@@ -19,6 +19,8 @@ pub(super) struct Showing {
     rows: u64,
     copy: Copy,
     chain: Chain,
+    /// Tables that had to be synced meanwhile.
+    left_out: Vec<String>,
 }
 
 /// One frame of rows.
@@ -33,6 +35,14 @@ impl Showing {
     pub(super) fn take(&mut self, change: Change, who: impl FnOnce() -> String) {
         self.copy.apply(&change);
         self.chain.add(change, who);
+    }
+
+    /// Tables whose rows here count for nothing any more: they are synced by themselves.
+    pub(super) fn leave_out(&mut self, topics: &[String]) {
+        let ended = topics.iter().filter(|topic| self.covers(topic) && !topic.ends_with('*'));
+        let tables: Vec<String> = ended.map(|topic| table_of(topic)).collect();
+        self.copy.forget(|table| tables.iter().any(|left| left == table));
+        self.left_out.extend(tables);
     }
 
     pub(super) fn covers(&self, topic: &str) -> bool {
@@ -63,6 +73,7 @@ impl Traveller {
                     rows: 0,
                     copy: Copy::default(),
                     chain: Chain::default(),
+                    left_out: Vec::new(),
                 });
             }
             "snapshot" => {
@@ -100,7 +111,7 @@ impl Traveller {
         let answered = socket.answered(&ended, json);
         socket.hold(&answered);
         let part = &mut self.parts[at];
-        self.copy.forget(|table| part.has_table(table));
+        self.copy.forget(|table| part.has_table(table) && !showing.left_out.iter().any(|left| left == table));
         self.copy.take_in(showing.copy);
         part.forget_place();
         part.advance(json["cursor"].as_str().expect("a cursor"));

@@ -14,6 +14,9 @@ use crate::support::copy::table_of;
 use crate::support::device::{Device, Incoming};
 use crate::support::frame::{Change, Frame};
 
+/// The number of no request.
+const NOBODY: u64 = 0;
+
 /// A connection, and what the relay has said on it.
 pub(super) struct Socket {
     pub(super) device: Device,
@@ -45,10 +48,15 @@ impl Socket {
         part.is_within(&self.held)
     }
 
-    /// Nothing of these topics counts until the request is answered.
+    /// Nothing of these topics counts until the request is answered; [`NOBODY`]'s is not to be.
     pub(super) fn leave(&mut self, topics: &[String], request: u64) {
         self.held.retain(|held| !topics.contains(held));
         self.leaving.extend(topics.iter().map(|topic| (topic.clone(), request)));
+    }
+
+    /// Whether an answer is under way, or rows.
+    fn awaits(&self) -> bool {
+        self.showing.is_some() || self.leaving.values().any(|request| *request != NOBODY)
     }
 
     /// Topics that the answer to a request names, if it is the one that is awaited.
@@ -232,6 +240,7 @@ impl Traveller {
             }
             "sync_required" => {
                 socket.end(&topics);
+                socket.showing.iter_mut().for_each(|showing| showing.leave_out(&topics));
                 self.note_required(&json);
                 self.done.count("sync required");
                 return Some(topics);
@@ -314,7 +323,9 @@ impl Traveller {
         let named = Some(topic).filter(|topic| !topic.ends_with('*'));
         let Some(at) = named.and_then(|topic| part_of(&self.parts, topic)) else { return Ok(false) };
         let (table, part) = (table_of(topic), &self.parts[at]);
-        if !matches!(self.link, Link::Socket(_)) || part.aside || (part.is_wild() && part.topics.len() > 1) {
+        // Who syncs what it has asked for already would be answered twice.
+        let free = matches!(&self.link, Link::Socket(socket) if !socket.awaits());
+        if !free || part.aside || (part.is_wild() && part.topics.len() > 1) {
             return Ok(false);
         }
         let mut new = Part::new(vec![topic.to_owned()]);
@@ -327,7 +338,7 @@ impl Traveller {
         }
         if let Link::Socket(socket) = &mut self.link {
             // Of other audiences of the table there may be more under way.
-            socket.leave(&new.topics, 0);
+            socket.leave(&new.topics, NOBODY);
         }
         self.parts.push(new);
         self.parts.retain(|part| !part.topics.is_empty());

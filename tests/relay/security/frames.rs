@@ -79,6 +79,7 @@ impl Raw {
         let Raw { mut incoming, mut writer } = raw;
         let going_on = async {
             while !then.is_empty() && writer.write_all(&then).await.is_ok() {
+                // Pieces that keep coming, and no flood: that is another test.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             std::future::pending::<()>().await;
@@ -122,6 +123,17 @@ impl Incoming {
         Some((first & 15, payload))
     }
 
+    /// The first text that holds this.
+    async fn until(&mut self, part: &str) -> String {
+        loop {
+            match self.next().await {
+                Sent::Text(text) if text.contains(part) => return text,
+                Sent::Text(_) | Sent::Other => {}
+                end => panic!("{end:?} before {part}"),
+            }
+        }
+    }
+
     /// How it ends, and what the last error says.
     async fn end(&mut self) -> (Sent, String) {
         let mut said = String::new();
@@ -163,6 +175,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 const TEXT: u8 = 0x81;
 const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
 
 #[tokio::test]
 async fn a_frame_that_breaks_the_rules_ends_its_socket_and_no_other() {
@@ -228,6 +241,45 @@ async fn who_never_finishes_a_message_is_given_up() {
     assert_eq!(pinging, Sent::Close(4401), "pings without a token");
 }
 
+#[tokio::test]
+async fn whoever_sends_too_many_frames_is_closed() {
+    let limited = |setup: crate::support::relay::Setup| setup.env("ROWCAST_RATE_LIMIT_MESSAGES", "20");
+    let (_pg, relay) = scene_with(ORDERS, limited).await;
+    let text = |message: serde_json::Value| frame(TEXT, message.to_string().as_bytes());
+    let cases = [
+        ("pings of the protocol", frame(PING, b"x")),
+        ("its pongs", frame(PONG, b"x")),
+        ("ping", text(json!({"type": "ping"}))),
+        ("ack", text(json!({"type": "ack", "cursor": "x"}))),
+        ("unsubscribe", text(json!({"type": "unsubscribe", "topics": []}))),
+        ("auth", text(json!({"type": "auth", "token": token::user("auth")}))),
+        ("no message at all", frame(TEXT, b"x")),
+    ];
+    for (what, one) in cases {
+        // Each is a user, whose sockets share what is allowed.
+        let token = token::user(what);
+        let mut first = Raw::connect(relay.address(), Some(&token)).await;
+        first.send(&one.repeat(15)).await;
+        first.send(&text(json!({"type": "ping", "ref": "all taken"}))).await;
+        let pong = within("the pong", first.incoming.until("all taken")).await;
+        assert!(pong.contains(r#""type":"pong""#), "{what}: {pong}");
+        let mut second = Raw::connect(relay.address(), Some(&token)).await;
+        second.send(&one.repeat(5)).await;
+        let (end, said) = second.incoming.end().await;
+        assert_eq!(end, Sent::Close(4429), "{what}: {said}");
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((&said["code"], &said["retryable"]), (&json!("rate_limited"), &json!(true)), "{what}");
+        // At most a 20th of the window, and at least a 100th.
+        assert!((9_000..=45_000).contains(&said["retry_after_ms"].as_u64().unwrap()), "{what}: {said}");
+    }
+    let limited = relay.metric(r#"rowcast_rate_limited_total{bucket="messages"}"#).await;
+    assert_eq!(limited, Some(7.0));
+    let (mut other, _) = listening(&relay, "42", "phone").await;
+    other.send(&json!({"type": "ping"})).await;
+    other.expect("pong").await;
+}
+
+/// Also where nothing limits how many there are.
 #[tokio::test]
 async fn floods_cost_their_own_socket() {
     let impatient = |setup: crate::support::relay::Setup| setup.env("ROWCAST_HEARTBEAT", "1s");

@@ -14,28 +14,11 @@ mod slow;
 mod tokens;
 mod users;
 
-use std::net::SocketAddr;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-
 use crate::laws::exists;
-use crate::support::wait::within;
+use crate::support::raw::exchange;
+use crate::support::scene::ORDERS;
 
 const SYNC: &str = "/api/realtime/sync";
-const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL);
-    SELECT rowcast.track('orders')";
-
-/// Sends bytes as they are, and returns all that comes until the relay closes; nothing where it just cuts.
-async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    // The relay may have had enough before all is sent.
-    let _ = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let what = format!("the relay closes after {}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
-    let _ = within(&what, stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
-}
 
 /// The status of each answer among what was read.
 fn statuses(answers: &str) -> Vec<u16> {

@@ -18,6 +18,7 @@ async fn dribble(address: std::net::SocketAddr, head: String, then: &[u8]) -> (S
     let (mut reader, mut writer) = stream.split();
     let sending = async {
         while writer.write_all(then).await.is_ok() {
+            // Slow on purpose, and faster than any time-out of a connection that is silent.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         std::future::pending::<()>().await;

@@ -16,6 +16,7 @@
 //! * [`issuer`]: a token issuer's endpoint for its keys, which can fail in many ways.
 //! * [`device`]: a WebSocket device, and one that stops reading.
 //! * [`events`]: a reader of Server-Sent Events.
+//! * [`poll`]: the answer of a poll. [`raw`]: bytes that no client would send.
 //! * [`copy`]: the local copy that a device keeps, compared byte for byte with the database.
 //! * [`cli`]: one command of the program. [`stage`]: a database with the catalog, and a relay with the
 //!   relay's rights.
@@ -46,8 +47,10 @@ pub(crate) mod frame;
 pub(crate) mod http;
 pub(crate) mod issuer;
 pub(crate) mod orders;
+pub(crate) mod poll;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod raw;
 pub(crate) mod relay;
 pub(crate) mod scene;
 pub(crate) mod stage;

@@ -92,6 +92,7 @@ impl Relay {
             // A test asks more often than a user, unless it is about that.
             .env("ROWCAST_RATE_LIMIT_REQUESTS", "0")
             .env("ROWCAST_RATE_LIMIT_POLLS", "0")
+            .env("ROWCAST_RATE_LIMIT_MESSAGES", "0")
             .env("ROWCAST_RATE_LIMIT_FAILURES", "0")
     }
 

@@ -8,6 +8,10 @@ use super::frame::{Change, Frame};
 use super::postgres::TestPostgres;
 use super::relay::{Relay, Setup};
 
+/// A table of users' rows, for tests in which anything does.
+pub(crate) const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, user_id int NOT NULL);
+    SELECT rowcast.track('orders')";
+
 /// A cluster with the catalog, where `sql` was run.
 pub(crate) async fn database(sql: &str) -> TestPostgres {
     let pg = TestPostgres::start().await;

@@ -382,6 +382,43 @@ async fn what_is_kept_beside_the_log_outlasts_it() {
 }
 
 #[tokio::test]
+async fn a_log_is_closed_once_nobody_holds_it_and_its_place_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let log = create(&options);
+    let (reader, mut closed) = (log.clone(), log.closed());
+    drop(log);
+    assert!(futures_util::poll!(&mut closed).is_pending());
+    std::thread::spawn(move || drop(reader));
+    tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
+    let lock = std::fs::File::open(directory.path().join("lock")).unwrap();
+    lock.try_lock().unwrap();
+}
+
+/// A relay that is killed there would forget what outlives the epoch: devices, and how late commits have been.
+#[tokio::test]
+async fn a_replacement_that_was_cut_short_between_its_renames_is_finished() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let [data, new, old] = ["data", "new", "old"].map(|name| directory.path().join(name));
+    let log = create(&options);
+    let lasting = format!("{LASTING}a");
+    log.keep(&lasting, Some(b"1")).unwrap();
+    drop(log);
+    let kept = directory.path().join("kept");
+    let copied = std::process::Command::new("cp").arg("-r").args([&data, &kept]).status().unwrap();
+    assert!(copied.success());
+    let later = Beginning { epoch: Epoch::new(8), greatest_committed_at: 9_000, ..beginning(200) };
+    drop(FjallLog::create(&options, later).unwrap());
+    std::fs::rename(&data, &new).unwrap();
+    std::fs::rename(&kept, &old).unwrap();
+    let log = FjallLog::open(&options).unwrap().unwrap();
+    assert_eq!((log.epoch(), log.watermark().borrow().greatest_committed_at), (Epoch::new(8), 9_000));
+    assert_eq!(log.kept(&lasting).unwrap(), Some(b"1".to_vec()));
+    assert!(!new.exists() && !old.exists());
+}
+
+#[tokio::test]
 async fn what_is_lasting_outlives_the_epoch() {
     let directory = tempfile::tempdir().unwrap();
     let options = options(directory.path());

@@ -4,6 +4,7 @@
 //! relay has recovered; where it has to refuse, the fault asserts that it says what to do, and does it.
 //! What is thrown, and how, comes from the dice, so that a seed decides it.
 
+mod disks;
 mod links;
 mod processes;
 mod publication;
@@ -42,6 +43,10 @@ pub(crate) enum Fault {
     SlowDevices,
     /// Commit times jump back and forth from now on.
     CommitTimes,
+    /// The relay's disk takes nothing more.
+    DiskFull,
+    /// The relay's disk fails to write or to flush.
+    DiskErrors,
     /// VACUUM FULL and ALTER TYPE while tables are synced in full.
     Rewrite,
     /// A table is untracked and tracked again with transactions open across it.
@@ -67,7 +72,7 @@ pub(crate) enum Fault {
 use Fault::*;
 
 impl Fault {
-    pub(crate) const ALL: [(&'static str, Fault); 23] = [
+    pub(crate) const ALL: [(&'static str, Fault); 25] = [
         ("kill-relay", KillRelay),
         ("restart-relay", RestartRelay),
         ("stop-postgres", StopPostgres),
@@ -81,6 +86,8 @@ impl Fault {
         ("stall-devices", StallDevices),
         ("slow-devices", SlowDevices),
         ("commit-times", CommitTimes),
+        ("disk-full", DiskFull),
+        ("disk-errors", DiskErrors),
         ("rewrite", Rewrite),
         ("track", Track),
         ("lag-behind-catalog", LagBehindCatalog),
@@ -130,6 +137,8 @@ impl World {
             StallDevices => self.stall(Link::Devices, dice).await,
             SlowDevices => self.slow(Link::Devices, dice).await,
             CommitTimes => self.jump_commit_times(dice).await,
+            DiskFull => self.fill_disk(dice).await,
+            DiskErrors => self.fail_disk(dice).await,
             Rewrite => self.rewrite_tables(dice).await,
             Track => self.track_across_transactions(dice).await,
             LagBehindCatalog => self.lag_behind_catalog(dice).await,

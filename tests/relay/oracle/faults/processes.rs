@@ -1,5 +1,6 @@
 //! Processes that end and come back: the relay, Postgres, and the walsender alone.
 
+use super::super::columns::{literal, pick};
 use super::World;
 use super::world::RECOVERY;
 use crate::support::dice::Dice;
@@ -89,9 +90,9 @@ impl World {
     }
 
     pub(super) async fn revoke(&self, dice: &mut Dice) {
-        let user = 1 + dice.roll(3);
-        self.pg.sql(&format!("SELECT rowcast.revoke('{user}')")).await;
+        let user = literal(pick::<&str>(&self.users, dice));
+        self.pg.sql(&format!("SELECT rowcast.revoke({user})")).await;
         self.while_others_write(dice.roll(40)).await;
-        self.pg.sql(&format!("SELECT rowcast.unrevoke('{user}')")).await;
+        self.pg.sql(&format!("SELECT rowcast.unrevoke({user})")).await;
     }
 }

@@ -26,7 +26,7 @@ pub(crate) async fn run(seed: u64, faults: &[Fault], named: &str) {
     println!("oracle with faults: {again}");
     let mut dice = Dice(seed);
     let schema = Arc::new(Schema::generate(&mut dice, TABLES));
-    let mut world = World::start(&schema.sql(), |setup| {
+    let mut world = World::start(&schema.sql(), &schema.owners.users, |setup| {
         setup.env("ROWCAST_GRANTS", tokens::GRANTS).env("ROWCAST_OUTBOX_SIZE", "16KiB")
     })
     .await;

@@ -27,7 +27,7 @@ const ORDERS: &str = "
     INSERT INTO meals SELECT n, 1, 'soup' FROM generate_series(1, 5) n";
 
 async fn world() -> World {
-    World::start(ORDERS, |setup| setup).await
+    World::start(ORDERS, &["1"], |setup| setup).await
 }
 
 /// A copy of user 1's rows that is kept over REST.
@@ -108,6 +108,16 @@ async fn tables_rewritten_while_they_are_synced_in_full() {
     endure(Fault::Rewrite, 2).await;
 }
 
+#[tokio::test]
+async fn a_disk_that_is_full_is_waited_out() {
+    endure(Fault::DiskFull, 3).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_waited_out() {
+    endure(Fault::DiskErrors, 8).await;
+}
+
 /// The first comes back with the log that it had, which is of an epoch before the other's.
 #[tokio::test]
 async fn two_relays_take_turns_on_one_slot() {
@@ -168,6 +178,33 @@ async fn a_full_sync_that_waits_for_the_stream_makes_no_ddl_wait() {
 /// A time of the log before may lie ahead of the clock, and then among the times of the new one.
 #[tokio::test]
 async fn a_time_of_an_epoch_before_misses_nothing() {
+    an_older_time_misses_nothing(async |world| world.suffer(Fault::DropSlot, &mut Dice(2)).await).await;
+}
+
+/// The new one is not there yet, and the old one is over.
+#[tokio::test]
+async fn nor_does_it_where_the_relay_is_killed_between_the_two() {
+    an_older_time_misses_nothing(async |world| {
+        const MAKES: &str = "creating the replication slot";
+        let begun = world.relay.count_lines(MAKES);
+        let mut client = world.pg.client().await;
+        let open = client.transaction().await.unwrap();
+        open.batch_execute("SELECT pg_current_xact_id()").await.unwrap();
+        world.take_slot_away().await;
+        eventually(RECOVERY, "it waits for the transaction", async || {
+            (world.relay.count_lines(MAKES) > begun).then_some(())
+        })
+        .await;
+        world.relay.kill9().await;
+        open.commit().await.unwrap();
+        world.start_relay().await;
+        world.new_epochs(2).await;
+        world.recovered().await;
+    })
+    .await;
+}
+
+async fn an_older_time_misses_nothing(another_epoch: impl AsyncFnOnce(&mut World)) {
     let mut world = world().await;
     world.link.jump_commit_times(7, Duration::from_secs(3600));
     for number in 1..=3 {
@@ -177,7 +214,7 @@ async fn a_time_of_an_epoch_before_misses_nothing() {
     reader.equals(&world).await;
     let page = reader.http.post("/api/realtime/sync", &reader.body()).await.expect_status(200).json();
     let time = page["sync_timestamp"].clone();
-    world.suffer(Fault::DropSlot, &mut Dice(2)).await;
+    another_epoch(&mut world).await;
     world.pg.sql("DELETE FROM orders WHERE id <= 3").await;
     for number in 1..=60 {
         world.pg.sql(&format!("INSERT INTO orders VALUES (2000 + {number}, 1, 0, 'after')")).await;
@@ -225,4 +262,25 @@ async fn commit_times_that_jump_are_no_order() {
         again.equals(&world).await;
     }
     assert_eq!(world.relay.count_lines(ANEW), 0);
+}
+
+/// A session that full syncs keep may have lost its path, of which nobody tells: the next sync is answered all
+/// the same, and so is the same request by the same device, which waits for what is under way.
+#[tokio::test]
+async fn a_session_whose_path_is_gone_keeps_no_full_sync() {
+    let world = world().await;
+    let reader = Reader::of(&world);
+    let sync = async || {
+        let answer = reader.http.request("POST", "/api/realtime/sync").json(&reader.body()).try_send().await;
+        answer.unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(sync().await.status, 200);
+    world.link.silence();
+    eventually(RECOVERY, "a full sync is answered", async || {
+        let answer = sync().await;
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        // While it takes long, there are pages without rows.
+        (answer.status == 200 && answer.json()["has_more"] == false).then_some(())
+    })
+    .await;
 }

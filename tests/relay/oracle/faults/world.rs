@@ -42,11 +42,13 @@ pub(crate) struct World {
     /// Between devices and the relay.
     pub(super) door: Proxy,
     pub(super) setup: Setup,
+    /// Those that have devices.
+    pub(super) users: Vec<&'static str>,
 }
 
 impl World {
-    /// A database with the catalog and `sql`, and a relay on it.
-    pub(crate) async fn start(sql: &str, setup: impl FnOnce(Setup) -> Setup) -> Self {
+    /// A database with the catalog and `sql`, and a relay on it, for these users.
+    pub(crate) async fn start(sql: &str, users: &[&'static str], setup: impl FnOnce(Setup) -> Setup) -> Self {
         // A crash of Postgres keeps what was committed.
         let options = Options::scratch()
             .setting("fsync", "on")
@@ -59,13 +61,16 @@ impl World {
         let link = Proxy::start_before_postgres(Upstream::Unix(pg.socket())).await;
         let setup = setup(
             Relay::on_url(&link.postgres_url(DATABASE))
+                .faulty_disk()
                 .env("ROWCAST_FINGERPRINT_INTERVAL", "200ms")
                 .env("ROWCAST_HEARTBEAT", &format!("{}ms", HEARTBEAT.as_millis()))
-                .env("ROWCAST_SHUTDOWN_GRACE", "3s"),
+                .env("ROWCAST_SHUTDOWN_GRACE", "3s")
+                // A path that is gone while rows come is left then.
+                .env("ROWCAST_SNAPSHOT_TIMEOUT", "20s"),
         );
         let relay = setup.clone().start().await;
         let door = Proxy::start(Upstream::Tcp(relay.address())).await;
-        World { pg, relay, other: None, link, door, setup }
+        World { pg, relay, other: None, link, door, setup, users: users.to_vec() }
     }
 
     /// Where devices find the relay.
