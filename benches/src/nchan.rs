@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running nginx; ended when dropped.
 pub(crate) struct Nchan {
-    _master: Child,
+    master: Child,
     /// The process that does everything.
     pub(crate) worker: u32,
     pub(crate) address: SocketAddr,
@@ -53,7 +53,7 @@ pub(crate) async fn start(directory: &Path) -> anyhow::Result<Option<Nchan>> {
         let worker = processes::children_of(pid).first().copied();
         let answers = Http::connect(address, None).await.is_ok();
         if let (Some(worker), true) = (worker, answers) {
-            return Ok(Some(Nchan { _master: master, worker, address }));
+            return Ok(Some(Nchan { master, worker, address }));
         }
         if begun.elapsed() > PATIENCE {
             bail!("nginx does not start: {}", fs::read_to_string(home.join("error.log")).unwrap_or_default());
@@ -72,15 +72,15 @@ impl Nchan {
         Ok(Publisher { http: Http::connect(self.address, None).await?, message_bytes, next: 1 })
     }
 
-    /// Ends it: the worker ends with the master that asks it to.
+    /// Ends it: the worker with the master, which tells it to.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
-        if let Some(pid) = self._master.id() {
+        if let Some(pid) = self.master.id() {
             nix::sys::signal::kill(
                 nix::unistd::Pid::from_raw(pid.try_into()?),
                 nix::sys::signal::Signal::SIGTERM,
             )?;
         }
-        tokio::time::timeout(PATIENCE, self._master.wait()).await.context("nginx does not end")??;
+        tokio::time::timeout(PATIENCE, self.master.wait()).await.context("nginx does not end")??;
         Ok(())
     }
 }

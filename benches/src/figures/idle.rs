@@ -37,13 +37,13 @@ pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result
     let (mut ours, mut reference) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut first = 1;
     for _ in 0..size.runs {
-        let load = load(&world, first, count);
-        first += load.rows();
+        let writes = load(&world, first, count);
+        first += writes.rows();
         let driven;
-        (fleet, driven) = drive(&world, &relay, fleet, load).await?;
+        (fleet, driven) = drive(&world, &relay, fleet, writes).await?;
         ours[0].push(driven.delivery.p50);
         ours[1].push(driven.delivery.p99);
-        let bare = bare(&world, load_of(&world, first, count)).await?;
+        let bare = bare(&world, load(&world, first, count)).await?;
         first += count;
         // The device got the reference's rows too, and is not asked about them.
         fleet = skip(fleet, count).await?;
@@ -67,10 +67,6 @@ pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result
 }
 
 fn load(world: &World, first: u64, count: u64) -> Load {
-    load_of(world, first, count)
-}
-
-fn load_of(world: &World, first: u64, count: u64) -> Load {
     Load {
         database: world.target.clone(),
         audience: Audience::Own,
