@@ -17,7 +17,14 @@ TARGETS ?=
 # The versions of PostgreSQL that the integration tests run on, by their first number.
 VERSIONS ?= 15 16 17 18
 
-.PHONY: help demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus audit deps fuzz-deps lint docs
+# Of the benchmark: which figures (names with commas), a factor of all sizes, one more of the large logs, how often each is measured.
+FIGURES ?= all
+SCALE ?= 1
+LOG_SCALE ?= 0.2
+RUNS ?= 3
+RESULTS ?= benches/results
+
+.PHONY: help bench bench-deps demo demo-check test test-matrix test-mutants test-bounds oracle fuzz corpus audit deps fuzz-deps lint docs
 
 help:
 	@echo 'make demo        a private PostgreSQL, a relay and example data, until Ctrl-C (ARGS=... for options)'
@@ -26,6 +33,7 @@ help:
 	@echo 'make test-matrix  the integration tests on PostgreSQL 15 to 18, with servers from npm (VERSIONS="17 18" for some)'
 	@echo 'make oracle      random writers and devices, for SEEDS=n fresh seeds, or one of them again with SEED=n; FAULTS=all breaks all meanwhile'
 	@echo 'make test-bounds  what must stay bounded at full size: 10,000 sessions, a transaction of 2 million rows, …'
+	@echo 'make bench       every figure with its reference, a table, JSON and plots (FIGURES=ingest,fanout SCALE=0.1 RUNS=3; see benches/README.md)'
 	@echo 'make fuzz        bytes at random for everything that reads outside input, SECONDS=n for each target'
 	@echo 'make corpus      the seeds of the fuzz targets anew, from a PostgreSQL and a log'
 	@echo 'make audit       known holes in the dependencies, by the RustSec advisories (needs the network)'
@@ -36,6 +44,15 @@ deps:
 
 fuzz-deps:
 	@sh scripts/install-deps.sh fuzz
+
+bench-deps:
+	@sh scripts/install-deps.sh bench
+
+# The optimized relay; quiet machines give better figures. SCALE=0.05 RUNS=1 shows in minutes whether it all runs.
+bench: bench-deps
+	$(CARGO) build --release --package rowcast --package rowcast-benches
+	FIGURES='$(FIGURES)' SCALE='$(SCALE)' LOG_SCALE='$(LOG_SCALE)' RUNS='$(RUNS)' \
+		target/release/rowcast-benches --results '$(RESULTS)'
 
 demo: deps
 	@$(CARGO) build
@@ -49,6 +66,7 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --quiet --all-targets -- -D warnings
 	$(CARGO) clippy --quiet --package rowcast-fuzz -- -D warnings
+	$(CARGO) clippy --quiet --package rowcast-benches --all-targets -- -D warnings
 
 docs:
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --quiet --no-deps --document-private-items

@@ -2,7 +2,8 @@
 # Makes sure that what rowcast's demo and tests need is there: a PostgreSQL server, a linker for Rust,
 # and cargo. Says nothing when all is; installs through apt what is missing, as root or with sudo; says
 # what to do where it cannot. Starts no server and creates no cluster on the machine. With the argument `fuzz`
-# also for what the fuzz targets need: a C++ compiler, for libFuzzer.
+# also for what the fuzz targets need: a C++ compiler, for libFuzzer. With `bench` also nginx with nchan, which the
+# benchmark compares with; it goes on without them.
 set -eu
 
 # The oldest PostgreSQL that the relay supports.
@@ -119,7 +120,32 @@ install_cxx() {
     apt_install "$missing"
 }
 
+# nginx starts no server here: it is told not to for this one installation, unless the machine says so anyway.
+POLICY=/usr/sbin/policy-rc.d
+
+forbid_services() {
+    [ ! -e "$POLICY" ] || return 0
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    trap 'as_root rm -f "$POLICY"' EXIT
+    trap 'exit 130' INT TERM
+    as_root chmod +x "$POLICY"
+}
+
+has_nchan() {
+    [ -x /usr/sbin/nginx ] && [ -e /usr/lib/nginx/modules/ngx_nchan_module.so ]
+}
+
+# Without it the benchmark has no reference for sockets, and says so.
+install_nchan() {
+    missing="nginx libnginx-mod-nchan"
+    # In a shell of its own, which may fail.
+    # shellcheck disable=SC2086 # two packages
+    (has apt-get && forbid_services && apt_install $missing) ||
+        printf 'rowcast: %s were not installed; the benchmark goes on without nchan\n' "$missing" >&2
+}
+
 has cargo || fail "no cargo was found: install Rust from https://rustup.rs, then run this again"
 has cc || install_linker
 has_server || install_server
 [ "${1:-}" != fuzz ] || has c++ || install_cxx
+[ "${1:-}" != bench ] || has_nchan || install_nchan

@@ -1,5 +1,6 @@
 //! The subcommands, one file each, and what they share.
 
+mod bench;
 mod check;
 mod database;
 mod demo;
@@ -72,6 +73,8 @@ enum Command {
     Token(token::Args),
     /// Show what a device would be sent
     Tail(tail::Args),
+    /// Measure how fast a relay delivers, with devices and writers of its own, and check that it does so exactly
+    Bench(bench::Args),
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
@@ -87,6 +90,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Uninstall(args) => uninstall::run(args, settings).await,
         Command::Token(args) => token::run(args, settings),
         Command::Tail(args) => tail::run(args, settings).await,
+        Command::Bench(args) => bench::run(args, settings).await,
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Args {
 }
 
 /// The secret of the relay that is to accept the token.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(super) struct SecretArgs {
     /// Signing secret [env: ROWCAST_JWT_SECRET] [default: the development secret in the data directory]
     #[arg(long, value_name = "SECRET")]
@@ -38,6 +38,15 @@ pub(super) struct SecretArgs {
 impl SecretArgs {
     pub(super) fn load(self, settings: Settings) -> Result<Config, Failure> {
         settings.load_for_tool(&[("jwt_secret", self.jwt_secret), ("data_dir", self.data_dir)])
+    }
+
+    /// For a command that has one more setting as a flag.
+    pub(super) fn load_with(
+        self,
+        settings: Settings,
+        flag: (&str, Option<String>),
+    ) -> Result<Config, Failure> {
+        settings.load_for_tool(&[("jwt_secret", self.jwt_secret), ("data_dir", self.data_dir), flag])
     }
 }
 
@@ -65,7 +74,8 @@ pub(super) fn make(
     mint(&secret, sub, ttl, claims).map_err(|error| Failure::caused("the token was not made", &error))
 }
 
-fn secret(config: &Config) -> Result<Secret, Failure> {
+/// The secret that the relay of this configuration checks tokens with.
+pub(super) fn secret(config: &Config) -> Result<Secret, Failure> {
     if let Some(secret) = &config.jwt_secret {
         return Ok(secret.clone());
     }

@@ -1,6 +1,7 @@
 //! The integration tests: the real binary against a real PostgreSQL, one private cluster for each test.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod big;
 mod bounds;
 mod catalog;
