@@ -1,6 +1,8 @@
 # `make demo` shows it running, `make test` proves it. Both install what the machine lacks.
 
 CARGO ?= cargo
+# Where cargo builds.
+TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Given to the demo: make demo ARGS='--listen 127.0.0.1:4100'
 ARGS ?=
 # Fresh seeds of the oracle; about four seconds each. SEED=n in the environment runs one again.
@@ -52,7 +54,7 @@ bench-deps:
 bench: bench-deps
 	$(CARGO) build --release --package rowcast --package rowcast-benches
 	FIGURES='$(FIGURES)' SCALE='$(SCALE)' LOG_SCALE='$(LOG_SCALE)' RUNS='$(RUNS)' \
-		target/release/rowcast-benches --results '$(RESULTS)'
+		$(TARGET)/release/rowcast-benches --results '$(RESULTS)'
 
 demo: deps
 	@$(CARGO) build
@@ -95,10 +97,10 @@ MUTANT_TESTS = full::handoff::a_commit_that_is_decoded_and_not_visible_is_neithe
 test-mutants: deps
 	$(CARGO) test --quiet --features failpoints --test relay --no-run
 	@for test in $(MUTANT_TESTS); do \
-		if $(CARGO) test --quiet --features failpoints --test relay -- --exact $$test >target/mutant.txt 2>&1 \
-			|| ! grep -q 'assertion .* failed' target/mutant.txt; \
-		then cat target/mutant.txt; echo "$$test did not find the mistake"; exit 1; fi; \
-		echo "found by $$test:"; grep -A1 'panicked at' target/mutant.txt | cut -c-150 | head -4; \
+		if $(CARGO) test --quiet --features failpoints --test relay -- --exact $$test >$(TARGET)/mutant.txt 2>&1 \
+			|| ! grep -q 'assertion .* failed' $(TARGET)/mutant.txt; \
+		then cat $(TARGET)/mutant.txt; echo "$$test did not find the mistake"; exit 1; fi; \
+		echo "found by $$test:"; grep -A1 'panicked at' $(TARGET)/mutant.txt | cut -c-150 | head -4; \
 	done
 
 # Two targets at a time, each for SECONDS. A finding fails, and names the command that replays it.
@@ -106,9 +108,9 @@ fuzz: fuzz-deps
 	fuzz/run.sh run $(SECONDS) $(TARGETS)
 
 corpus: fuzz-deps
-	rm -rf target/fuzz/captured
-	ROWCAST_CORPUS=target/fuzz/captured $(CARGO) test --test relay -- --exact corpus::seeds_are_captured --ignored
-	fuzz/run.sh pack target/fuzz/captured
+	rm -rf $(TARGET)/fuzz/captured
+	ROWCAST_CORPUS=$(TARGET)/fuzz/captured $(CARGO) test --test relay -- --exact corpus::seeds_are_captured --ignored
+	fuzz/run.sh pack $(TARGET)/fuzz/captured
 
 # Apart from `make test`, which does without the network once its dependencies are there, and whose outcome does
 # not depend on the day. What is known and borne, and why, stands in .cargo/audit.toml.
