@@ -41,7 +41,8 @@ async fn a_stored_column_leaves_where_it_is_named() {
     let (mut device, _) = listening(&relay, "1", "phone").await;
     let mut copy = full(&relay, "1").await;
     copy.assert_equals(&pg, "orders", LEAVES).await;
-    pg.sql("INSERT INTO orders VALUES (4, 1, 2.25, 4); UPDATE orders SET quantity = 5 WHERE id <= 2").await;
+    pg.sql("INSERT INTO orders VALUES (4, 1, 2.25, 4)").await;
+    pg.sql("UPDATE orders SET quantity = 5 WHERE id <= 2").await;
     pg.sql("UPDATE orders SET user_id = 1, price = 8 WHERE id = 3; UPDATE orders SET id = 40 WHERE id = 4")
         .await;
     pg.sql("DELETE FROM orders WHERE id = 1").await;

@@ -10,6 +10,7 @@ use super::world::{ANEW, World};
 use crate::support::copy::Copy;
 use crate::support::device::Device;
 use crate::support::dice::Dice;
+use crate::support::frame::place;
 use crate::support::http::Http;
 use crate::support::proxy::Flow;
 use crate::support::token;
@@ -53,14 +54,21 @@ impl Reader {
         let mut fence = Device::of(&world.relay, "1", "fence").connect().await;
         fence.subscribe(&["user:1:mark"], None).await;
         world.pg.sql("SELECT rowcast.broadcast('user:1:mark', 'mark', 'null')").await;
-        fence.expect("broadcast").await;
+        let mark = fence.expect("broadcast").await.json()["cursor"].as_str().unwrap().to_owned();
         eventually(RECOVERY, "a sync is answered", async || {
             let answer =
                 self.http.request("POST", "/api/realtime/sync").json(&self.body()).try_send().await.ok()?;
             (answer.status == 200).then_some(())
         })
         .await;
-        self.cursor = Some(self.copy.sync(&self.http, &self.body()).await);
+        // Devices hear of it at once, and the log has it when its disk does.
+        eventually(RECOVERY, "the log has what devices heard", async || {
+            let reached = self.copy.sync(&self.http, &self.body()).await;
+            let there = place(&reached) >= place(&mark);
+            self.cursor = Some(reached);
+            there.then_some(())
+        })
+        .await;
         for table in ["orders", "meals"] {
             self.copy
                 .assert_equals(&world.pg, table, &format!("SELECT * FROM {table} WHERE user_id = 1"))
