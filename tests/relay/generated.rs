@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::copy::Copy;
 use crate::support::postgres::TestPostgres;
 use crate::support::relay::Relay;
-use crate::support::scene::{changes_until_now, listening, scene, scene_with, told};
+use crate::support::scene::{changes_until_now, frames_until_now, listening, scene, scene_with, told};
 use crate::support::versions::since;
 
 const SINCE: u32 = 18;
@@ -81,6 +81,9 @@ async fn what_is_not_named_or_not_stored_does_not_leave() {
     let said = refusal(&pg, "SELECT rowcast.track('orders', topics => ARRAY['user:{total}:orders'])").await;
     assert!(said.contains("cannot stand in a topic"), "{said}");
     pg.sql("SELECT rowcast.track('orders')").await;
+    // The relay has come behind the track.
+    let (mut other, _) = listening(&relay, "1", "tablet").await;
+    frames_until_now(&pg, &mut other, "user:1").await;
     let (mut device, _) = listening(&relay, "1", "phone").await;
     let mut copy = full(&relay, "1").await;
     pg.sql("UPDATE orders SET quantity = 6; INSERT INTO orders VALUES (9, 1, 1, 1)").await;
