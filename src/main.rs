@@ -8,11 +8,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// What a session or a batch held is given back to the system when it is over, where glibc keeps it; and it is
-/// cheaper where one thread frees what another made, as the log's does.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Readings of the log at once; more would only compete for the disk.
 const BLOCKING_THREADS: usize = 64;
 
