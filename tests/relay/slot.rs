@@ -492,7 +492,7 @@ async fn postgres_stops_at_once_with_the_relay_connected() {
 
 #[tokio::test]
 async fn a_short_wal_sender_timeout_disconnects_nobody() {
-    let pg = with_orders(Options::scratch().setting("wal_sender_timeout", "2s")).await;
+    let pg = with_orders(Options::scratch().setting("wal_sender_timeout", "3s")).await;
     let relay = Relay::on(&pg).start().await;
     let mut deaf = Device::of(&relay, "1", "deaf").small_buffer().connect().await;
     deaf.subscribe(TOPICS, None).await;
@@ -504,7 +504,7 @@ async fn a_short_wal_sender_timeout_disconnects_nobody() {
     for traffic in [false, true] {
         let begun = pg.value("SELECT clock_timestamp()").await;
         let heard = format!(
-            "SELECT count(*) FROM pg_stat_replication WHERE reply_time > '{begun}'::timestamptz + interval '5 s'"
+            "SELECT count(*) FROM pg_stat_replication WHERE reply_time > '{begun}'::timestamptz + interval '7 s'"
         );
         eventually(PATIENCE, "replies over more than two time-outs", async || {
             if traffic {
