@@ -229,7 +229,9 @@ async fn backlog() {
     fresh.close().await;
     forget(&pg, &relay, &later).await;
 
+    let begun = std::time::Instant::now();
     let told = loop {
+        assert!(begun.elapsed() < PATIENCE, "the socket is not told");
         let frame = socket.recv().await;
         if frame.kind != "database_change" && frame.kind != "heartbeat" {
             break frame.json();
@@ -237,6 +239,7 @@ async fn backlog() {
     };
     assert_backlog(&told);
     let told = loop {
+        assert!(begun.elapsed() < 2 * PATIENCE, "the stream is not told");
         let frame = stream.recv().await;
         if frame.kind != "database_change" && frame.kind != "progress" {
             break frame.json();
