@@ -15,8 +15,7 @@ use super::conninfo::{self, Pairs};
 use super::passfile::{self, Wanted};
 use super::tls::{ChannelBinding, Security, TlsSettings};
 
-/// Longest wait for one server to answer, unless `connect_timeout` says otherwise.
-/// A path that is gone shows within half a minute, whether something was sent or a long answer is awaited; the
+/// Unless the URL names others: a path that is gone shows within half a minute, whether something was sent or a long answer is awaited; the
 /// system's own patience is a quarter of an hour and two hours.
 const TCP_DEFAULTS: [(&str, &str); 4] = [
     // Milliseconds.
@@ -25,6 +24,7 @@ const TCP_DEFAULTS: [(&str, &str); 4] = [
     ("keepalives_interval", "5"),
     ("keepalives_retries", "4"),
 ];
+/// Longest wait for one server to answer, unless `connect_timeout` says otherwise.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_PORT: u16 = 5432;
 const DEFAULT_APPLICATION_NAME: &str = "rowcast";

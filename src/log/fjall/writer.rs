@@ -384,7 +384,7 @@ impl Staged<'_> {
     }
 
     /// Puts the entries into the batch, in the order of their keys: neighbours in the engine's table in memory
-    /// are found by the same steps, where an order at random costs several times as much.
+    /// are found by the same steps.
     fn put_entries(&mut self) {
         // Of one key the last counts, so their order stays.
         self.entries.sort_by(|(one, _), (other, _)| one.cmp(other));
