@@ -15,8 +15,8 @@ use super::conninfo::{self, Pairs};
 use super::passfile::{self, Wanted};
 use super::tls::{ChannelBinding, Security, TlsSettings};
 
-/// Unless the URL names others: a path that is gone shows within half a minute, whether something was sent or a long answer is awaited; the
-/// system's own patience is a quarter of an hour and two hours.
+/// Unless the URL names others. A path that is gone shows within half a minute, whether something was sent or a
+/// long answer is awaited; the system's own patience is a quarter of an hour and two hours.
 const TCP_DEFAULTS: [(&str, &str); 4] = [
     // Milliseconds.
     ("tcp_user_timeout", "30000"),
