@@ -257,7 +257,7 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// Every cursor at or after this can be read from. Moves when old spans are dropped.
     fn oldest(&self) -> Position;
 
-    /// How far readers may see. Changes are published after they are readable.
+    /// How far readers may see. Changes are published once they are accepted, so a moment earlier.
     fn watermark(&self) -> watch::Receiver<Watermark>;
 
     /// The boundary up to which everything survives a crash of the machine.

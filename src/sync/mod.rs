@@ -47,6 +47,9 @@ use reading::Reading;
 
 /// How long a cursor that is ahead of the log is waited for.
 const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How long the log may be behind what devices were pushed, before an answer does without it.
+const MOMENT: Duration = Duration::from_secs(1);
 /// When a device that has everything should ask again, in microseconds: spread, against herds.
 const NEXT_SYNC_MICROS: std::ops::Range<i64> = 20_000_000..40_000_000;
 
@@ -131,9 +134,30 @@ fn or_full<T>(
     }
 }
 
-/// A crash may have lost the last appends that devices had already seen; Postgres sends them again.
-/// Beyond the server's WAL end there is nothing to wait for. Cancel-safe.
+/// Waits until the log shows what devices were told. Cancel-safe.
 pub async fn catch_up(feed: &Feed, request: &SyncRequest, server_end: Lsn) -> Result<(), SyncError> {
+    reach_cursor(feed, request, server_end).await?;
+    reach_published(feed).await;
+    Ok(())
+}
+
+/// What a device was pushed before it asked is in its answer: the hub runs ahead of the log by a moment.
+/// A log that stands still answers with what it has: its cursor says how far that goes.
+async fn reach_published(feed: &Feed) {
+    let published = feed.hub.published();
+    let mut watermark = feed.log.watermark();
+    if watermark.borrow().lsn >= published || feed.log.trouble().is_some() {
+        return;
+    }
+    tokio::select! {
+        _ = tokio::time::timeout(MOMENT, watermark.wait_for(|watermark| watermark.lsn >= published)) => {}
+        () = feed.hub.closed().cancelled() => {}
+    }
+}
+
+/// A crash may have lost the last appends that devices had already seen; Postgres sends them again.
+/// Beyond the server's WAL end there is nothing to wait for.
+async fn reach_cursor(feed: &Feed, request: &SyncRequest, server_end: Lsn) -> Result<(), SyncError> {
     let cursor = match request.cursor.map(|cursor| cursor.cursor) {
         Some(cursor) if cursor.epoch == feed.epoch && !request.force_full_sync => cursor.position,
         _ => return Ok(()),

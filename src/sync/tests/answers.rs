@@ -236,3 +236,28 @@ async fn a_cursor_ahead_of_the_log_waits_for_it() {
     let refused = ask(ahead).await.unwrap_err().problem();
     assert_eq!((refused.status, refused.code, refused.retry_after), (503, "not_caught_up", Some(2)));
 }
+
+#[tokio::test]
+async fn an_answer_holds_what_was_pushed_before_it_was_asked_for() {
+    let (world, log, feed) = small_world();
+    let full = full_sync();
+    let me = Arc::new(identity(&["user:1:*"]));
+    let pushed = Lsn::new(world.end.get() + 10);
+    feed.hub.advance(pushed);
+    let start = feed.cursor(Position::boundary(Lsn::new(1))).to_string();
+    let ask = || {
+        let fields = json!({"topics": ["user:1:*"], "cursor": start});
+        answer(&full, Arc::clone(&feed), Arc::clone(&me), request(fields), pushed)
+    };
+    let reached = |answered: Result<Answered<crate::sync::SyncAnswer>, SyncError>| {
+        let Ok(Answered::Log(answered)) = answered else { panic!("an answer from the log") };
+        SyncCursor::parse(&answered.tail.cursor).unwrap().cursor.position
+    };
+    let mut waiting = std::pin::pin!(ask());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    log.watermark.send_replace(Watermark { lsn: pushed, greatest_committed_at: 5 });
+    assert_eq!(reached(waiting.await), Position::boundary(pushed));
+    // A log that does not get there answers with what it has.
+    log.watermark.send_replace(Watermark { lsn: world.end, greatest_committed_at: 5 });
+    assert_eq!(reached(ask().await), Position::boundary(world.end));
+}
