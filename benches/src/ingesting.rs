@@ -36,14 +36,17 @@ pub(crate) struct Ingested {
 }
 
 impl Backlog {
-    /// Writes so many rows, of so many users in turn, in transactions of `each`.
-    pub(crate) async fn write(rows: u64, each: u64, users: u64) -> anyhow::Result<Backlog> {
+    /// Writes so many rows, of so many users in turn, in transactions of `each` into one of `tables`.
+    pub(crate) async fn write(rows: u64, each: u64, users: u64, tables: u64) -> anyhow::Result<Backlog> {
         let world = World::new().await?;
+        tables::create_more(&world.client, tables).await.context("the tables were not made")?;
         let base = world.directory.path().join("base");
         // It makes the slot and the log that all runs begin with.
         relay::ready(&world, &base).await?.stop().await?;
         world.client.execute("SELECT pg_copy_logical_replication_slot('rowcast', $1)", &[&BASE]).await?;
-        tables::fill(&world.client, users, 0..rows, each).await.context("the backlog was not written")?;
+        tables::fill(&world.client, users, 0..rows, each, tables)
+            .await
+            .context("the backlog was not written")?;
         let end = world.end().await?;
         world.mark().await?;
         Ok(Backlog { world, base, end, rows })

@@ -52,23 +52,39 @@ pub async fn remove(client: &Client) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(DROP).await
 }
 
+/// Makes and tracks more tables of the same form: `bench_2` to `bench_{tables}`.
+pub async fn create_more(client: &Client, tables: u64) -> Result<(), tokio_postgres::Error> {
+    for table in 2..=tables {
+        client
+            .batch_execute(&format!(
+                "CREATE TABLE rowcast_bench.bench_{table} (LIKE rowcast_bench.bench INCLUDING INDEXES);
+                 SELECT rowcast.track('rowcast_bench.bench_{table}', topics => ARRAY['user:{{user_id}}:bench_{table}'])"
+            ))
+            .await?;
+    }
+    Ok(())
+}
+
 /// Writes rows of `users` users in turn, `first` to `last` by number, in transactions of `each` rows, as fast as the
-/// server can: for a backlog.
+/// server can: for a backlog. Each transaction is of one table, of so many in turn.
 pub async fn fill(
     client: &Client,
     users: u64,
     rows: std::ops::Range<u64>,
     each: u64,
+    tables: u64,
 ) -> Result<(), tokio_postgres::Error> {
     // A procedure commits on the way, so that small transactions cost no round trips.
     client
         .batch_execute(&format!(
             "DO $$ BEGIN
                FOR batch IN {}..{} BY {each} LOOP
-                 INSERT INTO rowcast_bench.bench
-                   SELECT g, 1 + g % {users}, 1 + g / {users}, b.body
-                   FROM generate_series(batch, least(batch + {each}, {}) - 1) g
-                   JOIN rowcast_bench.bodies b ON b.n = g % {BODIES};
+                 EXECUTE format('INSERT INTO rowcast_bench.%I
+                   SELECT g, 1 + g %% {users}, 1 + g / {users}, b.body
+                   FROM generate_series($1::int8, $2::int8) g
+                   JOIN rowcast_bench.bodies b ON b.n = g %% {BODIES}',
+                   'bench' || coalesce('_' || nullif(1 + batch / {each} % {tables}, 1), ''))
+                   USING batch, least(batch + {each}, {}) - 1;
                  COMMIT;
                END LOOP;
              END $$",

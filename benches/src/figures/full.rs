@@ -21,7 +21,7 @@ pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result
     let rows = size.of(ROWS, 5_000);
     let (world, relay) = stage().await?;
     // All of one user.
-    tables::fill(&world.client, 1, 0..rows, 1_000).await?;
+    tables::fill(&world.client, 1, 0..rows, 1_000, 1).await?;
     world
         .client
         .batch_execute("CREATE INDEX ON rowcast_bench.bench (user_id); ANALYZE rowcast_bench.bench")

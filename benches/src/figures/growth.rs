@@ -13,10 +13,16 @@ const EACH: u64 = 250;
 
 pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result<()> {
     let rows = size.of(100_000, 1_000);
-    let by_users = ingested(rows, |factor| (rows, size.of(2_500, 10) * factor)).await?;
+    let users = size.of(2_500, 10);
+    let by_users =
+        ingested(|factor| (users * factor, Form { rows, users: users * factor, tables: 1 })).await?;
     outcome.curves.push(curve("CPU of a row ingested", "users", "µs", by_users));
+    let by_tables = ingested(|tables| (tables, Form { rows, users, tables })).await?;
+    outcome.curves.push(curve("CPU of a row ingested", "tables", "µs", by_tables));
     let backlog = size.of(31_250, 1_000);
-    let by_rows = ingested(rows, |factor| (backlog * factor, 1_000)).await?;
+    let by_rows =
+        ingested(|factor| (backlog * factor, Form { rows: backlog * factor, users: 1_000, tables: 1 }))
+            .await?;
     outcome.curves.push(curve("CPU of a row ingested", "rows", "µs", by_rows));
     let (fanned, idle) = devices(size).await?;
     outcome.curves.push(curve("CPU of a delivery to all", "devices", "µs", fanned));
@@ -35,13 +41,19 @@ fn curve(what: &str, grows: &'static str, unit: &'static str, points: Vec<(f64, 
     Curve { what: what.to_owned(), grows, unit, points }
 }
 
-/// CPU by what grows: of rows and users, the one that differs.
-async fn ingested(fixed: u64, of: impl Fn(u64) -> (u64, u64)) -> anyhow::Result<Vec<(f64, f64)>> {
+/// A backlog's form.
+struct Form {
+    rows: u64,
+    users: u64,
+    tables: u64,
+}
+
+/// CPU by what grows, which `of` gives for each factor, with the backlog that is read.
+async fn ingested(of: impl Fn(u64) -> (u64, Form)) -> anyhow::Result<Vec<(f64, f64)>> {
     let mut points = Vec::new();
     for factor in FACTORS {
-        let (rows, users) = of(factor);
-        let backlog = Backlog::write(rows, EACH, users).await?;
-        let grown = if rows == fixed && users != 1_000 { users } else { rows };
+        let (grown, Form { rows, users, tables }) = of(factor);
+        let backlog = Backlog::write(rows, EACH, users, tables).await?;
         points.push((grown as f64, backlog.by_relay().await?.cpu_microseconds_per_row));
     }
     Ok(points)

@@ -9,7 +9,7 @@ const USERS: u64 = 10_000;
 
 pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result<()> {
     for (rows, each) in [(size.of(500_000, 1_000), 250), (size.of(200_000, 1_000), 1)] {
-        let backlog = Backlog::write(rows, each, USERS).await?;
+        let backlog = Backlog::write(rows, each, USERS, 1).await?;
         let records = "SELECT sum(octet_length(row_to_json(b)::text))::float8 FROM rowcast_bench.bench b";
         let records = backlog.world.number(records).await?;
         let (mut ours, mut reference) = (Vec::new(), Vec::new());

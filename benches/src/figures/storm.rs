@@ -48,7 +48,7 @@ async fn storm(devices: u64) -> anyhow::Result<(f64, Latency)> {
     };
     let (stayed, _) = joined(relay.service(Audience::All), 1).await?;
     // One row for each while they are here, one while they are not.
-    tables::fill(&world.client, devices, 0..devices, 1_000).await?;
+    tables::fill(&world.client, devices, 0..devices, 1_000, 1).await?;
     fleet = blocking(move || {
         ensure!(
             fleet.receive(devices, None, PATIENCE)?,
@@ -60,7 +60,7 @@ async fn storm(devices: u64) -> anyhow::Result<(f64, Latency)> {
         Ok(fleet)
     })
     .await?;
-    tables::fill(&world.client, devices, devices..2 * devices, 1_000).await?;
+    tables::fill(&world.client, devices, devices..2 * devices, 1_000, 1).await?;
     let load = live_load(&world);
     let board = Arc::new(Board::new(load.first, load.rows()));
     let watching = tokio::spawn(watch(load, Arc::clone(&board), stayed));

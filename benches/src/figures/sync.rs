@@ -54,7 +54,7 @@ pub(super) async fn filled(users: u64, changes: u64) -> anyhow::Result<(World, R
     let (fleet, _) = fleets::more(fleet, 1).await?;
     let cursor = fleet.cursor(0).context("a cursor")?.to_owned();
     drop(fleet);
-    tables::fill(&world.client, users, 0..changes, 1_000).await?;
+    tables::fill(&world.client, users, 0..changes, 1_000, 1).await?;
     let end = world.end().await?;
     world.mark().await?;
     relay.wait_durable(end, INGEST).await?;
