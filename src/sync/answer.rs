@@ -258,9 +258,11 @@ impl Entry {
 
     fn write_object(&self, object: Option<&Bytes>, numbers_as_strings: bool, out: &mut Vec<u8>) {
         let Some(object) = object else { return out.extend_from_slice(b"null") };
-        let text = std::str::from_utf8(object).ok().filter(|_| numbers_as_strings);
         // Our own rendering is well-formed; if it were not, the plain text is the better answer.
-        if text.is_none_or(|text| quote_numbers(text, &self.shape.columns, out).is_err()) {
+        let quoted = numbers_as_strings
+            && std::str::from_utf8(object)
+                .is_ok_and(|text| quote_numbers(text, &self.shape.columns, out).is_ok());
+        if !quoted {
             out.extend_from_slice(object);
         }
     }

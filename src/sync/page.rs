@@ -15,6 +15,7 @@
 //! timestamp), an UPDATE with `unchanged` may name a row that the device has lost since: the device
 //! passes it over, for the row's end is repeated later too. Broadcasts have no place in a page.
 
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -85,7 +86,7 @@ pub fn compact(
     transactions: &[Arc<Transaction>],
     interests: &[Interest],
 ) -> Result<BTreeMap<Arc<str>, Vec<Entry>>, RecordError> {
-    let mut tables: HashMap<Arc<str>, Table> = HashMap::new();
+    let mut tables: BTreeMap<Arc<str>, Table> = BTreeMap::new();
     for transaction in transactions {
         for delivery in &transaction.deliveries {
             let place =
@@ -94,7 +95,16 @@ pub fn compact(
                 Body::Row(row) => {
                     let wants = |audience: &Audience| wants(interests, audience, &row.shape);
                     if let Some(view) = view(row, |member| wants(&member.audience)) {
-                        tables.entry(Arc::clone(&row.shape.name)).or_default().apply(row, &view, place)?;
+                        let table = match tables.get_mut(&row.shape.name) {
+                            Some(table) => table,
+                            None => {
+                                let deliveries = transactions.iter().map(|t| t.deliveries.len()).sum();
+                                tables
+                                    .entry(Arc::clone(&row.shape.name))
+                                    .or_insert_with(|| Table::with_room(deliveries))
+                            }
+                        };
+                        table.apply(row, &view, place)?;
                     }
                 }
                 Body::Truncate(shape) => {
@@ -135,9 +145,16 @@ struct Table {
     rows: HashMap<Bytes, Entry>,
 }
 
+/// Rows that a table is given room for beforehand, at most.
+const ROOM: usize = 1024;
+
 impl Table {
+    /// For about so many changes of all tables.
+    fn with_room(changes: usize) -> Self {
+        Table { truncate: None, rows: HashMap::with_capacity(changes.min(ROOM)) }
+    }
+
     fn apply(&mut self, row: &RowChange, view: &View<'_>, place: Place) -> Result<(), RecordError> {
-        let older = self.rows.get(&row.key);
         let mut entry = Entry {
             operation: view.operation,
             shape: Arc::clone(&row.shape),
@@ -148,15 +165,21 @@ impl Table {
             committed_at: Some(place.committed_at),
             position: place.position,
         };
-        if entry.operation == Operation::Update
-            && let Some(older) = older
-        {
-            if older.operation == Operation::Insert {
-                entry.operation = Operation::Insert;
+        match self.rows.entry(row.key.clone()) {
+            Slot::Vacant(slot) => {
+                slot.insert(entry);
             }
-            entry.fill_from(older)?;
+            Slot::Occupied(mut slot) => {
+                let older = slot.get();
+                if entry.operation == Operation::Update {
+                    if older.operation == Operation::Insert {
+                        entry.operation = Operation::Insert;
+                    }
+                    entry.fill_from(older)?;
+                }
+                slot.insert(entry);
+            }
         }
-        self.rows.insert(row.key.clone(), entry);
         Ok(())
     }
 

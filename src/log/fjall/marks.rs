@@ -4,7 +4,7 @@
 //! also when Postgres sends again what had set an older mark. Only a mark without end, which says that
 //! nothing can be read until further notice, ends with the next one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::change::Mark;
@@ -16,7 +16,8 @@ use crate::topic::Audience;
 #[derive(Debug, Default)]
 pub(super) struct MarkSet {
     list: Marks,
-    by_table: HashMap<Arc<str>, TableMarks>,
+    /// Asked for each row that is read: tables are few.
+    by_table: BTreeMap<Arc<str>, TableMarks>,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ pub(super) enum MarkChange {
 
 impl MarkSet {
     pub(super) fn new(list: Vec<Mark>) -> Self {
-        let mut by_table: HashMap<Arc<str>, TableMarks> = HashMap::new();
+        let mut by_table: BTreeMap<Arc<str>, TableMarks> = BTreeMap::new();
         for (index, mark) in list.iter().enumerate() {
             let table = by_table.entry(mark.table.clone()).or_default();
             match &mark.audience {

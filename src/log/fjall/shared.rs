@@ -2,7 +2,7 @@
 //!
 //! Locks are held for moments and never one inside another, but for the marks' inside the queue's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ use crate::position::Position;
 /// The time, microseconds since 1970.
 pub(super) type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
-pub(super) type Shapes = HashMap<u32, Arc<Shape>>;
+/// Looked into for each entry that is read: few, so an ordered map is quicker than to hash.
+pub(super) type Shapes = BTreeMap<u32, Arc<Shape>>;
 
 /// How long a reader waits while the storage is opened anew.
 const REOPENING: Duration = Duration::from_secs(5);
