@@ -10,12 +10,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::{AuthError, Identity, UserId};
+use crate::bell::Bell;
 use crate::topic::Pattern;
 
 /// A user as the database names one.
@@ -62,6 +64,8 @@ struct State {
 struct Watched {
     version: AtomicU64,
     changed: Notify,
+    /// Those of the user's sessions.
+    bells: Mutex<SmallVec<[Arc<Bell>; 1]>>,
 }
 
 /// Tells when the rights of one user changed.
@@ -70,6 +74,8 @@ pub struct RightsWatch {
     rights: Arc<LiveRights>,
     subject: Arc<str>,
     watched: Arc<Watched>,
+    /// Rung at each change, until the watch ends.
+    bell: Option<Arc<Bell>>,
 }
 
 impl LiveRights {
@@ -123,10 +129,12 @@ impl LiveRights {
         Ok(patterns.iter().find(|pattern| !now.grants.covers(pattern)).cloned())
     }
 
-    pub fn watch(self: &Arc<Self>, user: &UserId) -> RightsWatch {
+    /// From the return on, `bell` is rung at each change.
+    pub fn watch(self: &Arc<Self>, user: &UserId, bell: Option<&Arc<Bell>>) -> RightsWatch {
         let subject: Arc<str> = user.subject.as_str().into();
         let watched = Arc::clone(self.write().watched.entry(Arc::clone(&subject)).or_default());
-        RightsWatch { rights: Arc::clone(self), subject, watched }
+        watched.bells().extend(bell.cloned());
+        RightsWatch { rights: Arc::clone(self), subject, watched, bell: bell.cloned() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -197,6 +205,11 @@ impl Watched {
     fn tell(&self) {
         self.version.fetch_add(1, Ordering::AcqRel);
         self.changed.notify_waiters();
+        self.bells().iter().for_each(|bell| bell.ring());
+    }
+
+    fn bells(&self) -> MutexGuard<'_, SmallVec<[Arc<Bell>; 1]>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -230,6 +243,9 @@ impl RightsWatch {
 impl Drop for RightsWatch {
     fn drop(&mut self) {
         let mut state = self.rights.write();
+        if let Some(own) = &self.bell {
+            self.watched.bells().retain(|bell| !Arc::ptr_eq(bell, own));
+        }
         // The map's and this one.
         if Arc::strong_count(&self.watched) == 2 {
             state.watched.remove(&self.subject);
@@ -315,9 +331,9 @@ mod tests {
     fn only_watchers_of_the_user_are_told_and_leave_nothing_behind() {
         let rights = Arc::new(LiveRights::default());
         let (one, same, other) = (
-            rights.watch(&user(Some("a"), "1")),
-            rights.watch(&user(None, "1")),
-            rights.watch(&user(None, "2")),
+            rights.watch(&user(Some("a"), "1"), None),
+            rights.watch(&user(None, "1"), None),
+            rights.watch(&user(None, "2"), None),
         );
         let before = (one.version(), same.version(), other.version());
         rights.apply([RightsChange::Grant(named(None, "1"), pattern("team:7:*"))]);
@@ -334,7 +350,7 @@ mod tests {
     #[tokio::test]
     async fn a_revocation_ends_the_wait_for_one() {
         let rights = Arc::new(LiveRights::default());
-        let (identity, watch) = (identity(user(None, "1"), Some(5)), rights.watch(&user(None, "1")));
+        let (identity, watch) = (identity(user(None, "1"), Some(5)), rights.watch(&user(None, "1"), None));
         let waiting = watch.revoked(&identity);
         let revoking = async {
             rights.apply([RightsChange::Grant(named(None, "1"), pattern("team:7:*"))]);

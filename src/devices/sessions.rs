@@ -4,14 +4,13 @@
 //! session is.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-
-use tokio::sync::Notify;
 
 use super::record::user_name;
 use super::{Devices, Labels, now};
 use crate::auth::UserId;
+use crate::bell::Bell;
 
 /// The devices of a user beyond this many are not remembered for telling a write's source.
 const MAX_KNOWN_DEVICES: usize = 64;
@@ -66,7 +65,8 @@ pub struct Mail {
 #[derive(Debug, Default)]
 struct Mailbox {
     mail: Mutex<Mail>,
-    bell: Notify,
+    /// Rung when there is some.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 /// A session's place; given back when dropped.
@@ -234,7 +234,9 @@ impl UserSessions {
 impl Mailbox {
     fn put(&self, put: impl FnOnce(&mut Mail)) {
         put(&mut self.mail.lock().unwrap_or_else(PoisonError::into_inner));
-        self.bell.notify_one();
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
     }
 }
 
@@ -244,9 +246,10 @@ impl SessionPlace {
         self
     }
 
-    /// Waits until there may be mail. Cancel-safe.
-    pub async fn mail_came(&self) {
-        self.mailbox.bell.notified().await;
+    /// Mail rings this bell from now on; what came before is to be looked for.
+    pub fn announce_to(&self, bell: &Arc<Bell>) {
+        // A place is of one session.
+        let _ = self.mailbox.bell.set(Arc::clone(bell));
     }
 
     /// What came since. Never blocks.

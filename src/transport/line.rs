@@ -109,6 +109,19 @@ impl Line {
         Line { wire, caller: Caller::new(peer, tls.is_some()), turn: 0, begun, head_bytes: 0, alarm: None }
     }
 
+    /// What is left for a session, which keeps its own time: no head is awaited any more, and how long
+    /// nothing was written is seen to there.
+    pub(super) fn for_session(mut self) -> Self {
+        self.begun = None;
+        self.alarm = None;
+        match &mut self.wire {
+            Wire::Plain(connection) => connection.never_give_up(),
+            Wire::Tls(stream) => stream.get_mut().0.never_give_up(),
+            Wire::Handshake(_) | Wire::Broken => {}
+        }
+        self
+    }
+
     /// Ready when bytes of HTTP can go either way.
     fn poll_handshake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Wire::Handshake(handshake) = &mut self.wire else { return Poll::Ready(Ok(())) };

@@ -3,8 +3,11 @@
 //! A change is in force before anything of the commit that brought it is published. So a session that
 //! looks here after it took something, and before it shows it, never shows what is no longer granted.
 
+use std::sync::Arc;
+
 use super::{Frame, Session};
 use crate::auth::{Identity, RightsWatch};
+use crate::bell::Bell;
 use crate::feed::Feed;
 use crate::topic::Pattern;
 use crate::transport::protocol::{Answer, Closing};
@@ -17,9 +20,9 @@ pub(super) struct Rights {
 }
 
 impl Rights {
-    /// From now on changes are seen; the identity is granted what it is at this moment.
-    pub(super) fn of(feed: &Feed, identity: &mut Identity) -> Self {
-        let watch = feed.rights.watch(&identity.user);
+    /// From now on changes are seen, and ring; the identity is granted what it is at this moment.
+    pub(super) fn of(feed: &Feed, identity: &mut Identity, bell: &Arc<Bell>) -> Self {
+        let watch = feed.rights.watch(&identity.user, Some(bell));
         let version = watch.version();
         let revoked = watch.rights().admit(identity).is_err();
         Rights { watch, version, revoked }
@@ -31,14 +34,6 @@ impl Rights {
 }
 
 impl Session {
-    /// Completes when the user's rights may have changed. Cancel-safe.
-    pub(in crate::transport) async fn rights_changed(&self) {
-        let changed = self.rights.watch.changed();
-        if self.rights.watch.version() == self.rights.version {
-            changed.await;
-        }
-    }
-
     /// Completes once the session's token is revoked. Cancel-safe.
     pub(super) async fn revoked(&self) {
         self.rights.watch.revoked(&self.identity).await;
