@@ -49,6 +49,8 @@ pub struct LiveRights {
     state: RwLock<State>,
     /// Tokens come from several issuers: who is named without one is nobody.
     several_issuers: AtomicBool,
+    /// Another number after each change of anyone's rights.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +94,7 @@ impl LiveRights {
             changes.into_iter().map(|change| state.change(change).subject).collect();
         concerned.sort_unstable();
         concerned.dedup();
-        concerned.iter().filter_map(|subject| state.watched.get(subject)).for_each(|w| w.tell());
+        self.tell(concerned.iter().filter_map(|subject| state.watched.get(subject)));
     }
 
     /// Takes the place of all that was known.
@@ -101,7 +103,16 @@ impl LiveRights {
         state.granted.clear();
         state.revoked.clear();
         changes.into_iter().for_each(|change| drop(state.change(change)));
-        state.watched.values().for_each(|watched| watched.tell());
+        self.tell(state.watched.values());
+    }
+
+    /// Who is called finds both numbers changed; who finds the one for all changed, finds the own one.
+    fn tell<'a>(&self, concerned: impl Iterator<Item = &'a Arc<Watched>> + Clone) {
+        for watched in concerned.clone() {
+            watched.version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        concerned.for_each(|watched| watched.call());
     }
 
     /// Refuses a token that was revoked, and adds to its grants what rows of the database grant now.
@@ -202,8 +213,7 @@ fn names(user: &UserId) -> Vec<NamedUser> {
 }
 
 impl Watched {
-    fn tell(&self) {
-        self.version.fetch_add(1, Ordering::AcqRel);
+    fn call(&self) {
         self.changed.notify_waiters();
         self.bells().iter().for_each(|bell| bell.ring());
     }
@@ -214,6 +224,12 @@ impl Watched {
 }
 
 impl RightsWatch {
+    /// Another number after each change of anyone's rights, where all sessions look: while it is the same, so is
+    /// [`Self::version`].
+    pub fn changes(&self) -> u64 {
+        self.rights.changes.load(Ordering::Acquire)
+    }
+
     /// Another number after each change.
     pub fn version(&self) -> u64 {
         self.watched.version.load(Ordering::Acquire)

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::record::user_name;
 use super::{Devices, Labels, now};
 use crate::auth::UserId;
@@ -30,9 +32,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct UserSessions {
-    live: Vec<Live>,
+    live: SmallVec<[Live; 1]>,
     /// Ids of devices seen since the user's first live session.
-    devices: HashSet<Arc<str>>,
+    devices: SmallVec<[Arc<str>; 1]>,
 }
 
 #[derive(Debug)]
@@ -121,8 +123,8 @@ impl Sessions {
             removed: false,
             mailbox: Arc::clone(&mailbox),
         });
-        if entry.devices.len() < MAX_KNOWN_DEVICES {
-            entry.devices.insert(Arc::clone(device));
+        if entry.devices.len() < MAX_KNOWN_DEVICES && !entry.devices.contains(device) {
+            entry.devices.push(Arc::clone(device));
         }
         metrics::gauge!("rowcast_sessions").increment(1.0);
         Some(SessionPlace {
@@ -136,7 +138,7 @@ impl Sessions {
 
     /// Whether this user is known to have a device of this name.
     pub fn knows_device(&self, user: &UserId, device: &str) -> bool {
-        self.lock().users.get(user).is_some_and(|entry| entry.devices.contains(device))
+        self.lock().users.get(user).is_some_and(|entry| entry.devices.iter().any(|own| **own == *device))
     }
 
     /// Live sessions, and users that have one.

@@ -47,6 +47,13 @@ const MAX_TOUCHED: usize = 65_536;
 /// keep all of it in memory: its readers go to the log.
 const MAX_HELD: usize = 1024 * 1024;
 
+/// So many sessions share one making of a small transaction's frames. All of them would wait for each other:
+/// several threads count at once who still holds it.
+const SHARED_BY: usize = 64;
+
+/// A transaction of more bytes than this is shared by all.
+const MAX_MADE_AGAIN: usize = 16 * 1024;
+
 /// Ingest itself wakes so many sessions for a transaction. More are woken by the runtime that they run on,
 /// which has them in the queues of its own threads: to wake it from outside takes a lock for each.
 const WOKEN_AT_ONCE: usize = 16;
@@ -126,7 +133,7 @@ impl Hub {
         let id = inner.next_session;
         inner.next_session += 1;
         inner.sessions.insert(id, Arc::clone(&outbox));
-        Seat { hub: Arc::clone(self), id, outbox, audiences: HashMap::new() }
+        Seat { hub: Arc::clone(self), id, outbox, audiences: SmallVec::new() }
     }
 
     /// Hands a whole transaction to those who want it. `end` is its end LSN.
@@ -213,11 +220,15 @@ impl Inner {
         match only_audience(transaction) {
             Some(audience) if transaction.deliveries.len() == 1 || transaction.size() <= MAX_HELD => {
                 let Some(readers) = self.audiences.get(audience) else { return };
-                let published = Arc::new(Published::new(Arc::clone(transaction), end));
+                let shared_by =
+                    if transaction.size() > MAX_MADE_AGAIN { readers.len().max(1) } else { SHARED_BY };
                 rung.reserve(readers.len());
-                for reader in readers {
-                    let item = Item { published: Arc::clone(&published), places: Places::All };
-                    rung.extend(reader.outbox.push(item));
+                for readers in readers.chunks(shared_by) {
+                    let published = Arc::new(Published::new(Arc::clone(transaction), end));
+                    for reader in readers {
+                        let item = Item { published: Arc::clone(&published), places: Places::All };
+                        rung.extend(reader.outbox.push(item));
+                    }
                 }
             }
             _ => self.deliver_to_several(transaction, end, rung),
@@ -287,8 +298,8 @@ pub struct Seat {
     hub: Arc<Hub>,
     id: u64,
     outbox: Arc<Outbox>,
-    /// How many subscriptions hold each audience.
-    audiences: HashMap<Audience, usize>,
+    /// How many subscriptions hold each audience. They are few.
+    audiences: SmallVec<[(Audience, usize); 1]>,
 }
 
 impl Seat {
@@ -296,22 +307,31 @@ impl Seat {
     /// commit at or after the position returned.
     pub fn subscribe(&mut self, audience: &Audience) -> Lsn {
         let mut inner = self.hub.lock();
-        let held = self.audiences.entry(audience.clone()).or_insert(0);
-        *held += 1;
-        if *held == 1 {
-            let reader = Reader { id: self.id, outbox: Arc::clone(&self.outbox) };
-            inner.audiences.entry(audience.clone()).or_default().push(reader);
+        if let Some((_, held)) = self.audiences.iter_mut().find(|(own, _)| own == audience) {
+            *held += 1;
+            return self.hub.published();
         }
+        let reader = Reader { id: self.id, outbox: Arc::clone(&self.outbox) };
+        inner.audiences.entry(audience.clone()).or_default().push(reader);
+        // All sessions of an audience have one name for it.
+        let name = inner.audiences.get_key_value(audience).map_or(audience, |(name, _)| name);
+        self.audiences.push((name.clone(), 1));
         self.hub.published()
     }
 
     pub fn unsubscribe(&mut self, audience: &Audience) {
-        let Some(held) = self.audiences.get_mut(audience) else { return };
-        *held -= 1;
-        if *held == 0 {
-            self.audiences.remove(audience);
+        let Some(at) = self.audiences.iter().position(|(own, _)| own == audience) else { return };
+        self.audiences[at].1 -= 1;
+        if self.audiences[at].1 == 0 {
+            self.audiences.swap_remove(at);
             self.hub.lock().leave(self.id, audience);
         }
+    }
+
+    /// The same audience, by the name that all its sessions share.
+    pub fn name_of(&self, audience: &Audience) -> Audience {
+        let own = self.audiences.iter().find(|(own, _)| own == audience);
+        own.map_or(audience, |(own, _)| own).clone()
     }
 
     /// Empties the outbox and opens it: all that begins to commit at or after the position returned
@@ -342,7 +362,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.hub.lock();
-        for audience in self.audiences.keys() {
+        for (audience, _) in &self.audiences {
             inner.leave(self.id, audience);
         }
         inner.sessions.remove(&self.id);

@@ -182,14 +182,16 @@ impl Session {
         Ok(step)
     }
 
-    /// As [`Self::step`], if it has nothing to wait for: then this is all that it does.
+    /// As [`Self::step`], if it has nothing to wait for. What comes after that rings the bell, so a session that
+    /// stays live is idle then.
     pub(super) fn step_at_once(&mut self, out: &mut Vec<Frame>) -> Option<Result<Step, Closing>> {
         if self.snapshots.is_some() || !self.replays.is_empty() || !matches!(self.mode, Mode::Live { .. }) {
             return None;
         }
         self.apply_marks(out);
         // Marks and rights end replays and subscriptions, and begin none.
-        let step = self.live(out);
+        self.live(out);
+        let step = if matches!(self.mode, Mode::Live { .. }) { Step::Idle } else { Step::Worked };
         Some(self.rights.check().map(|()| step))
     }
 

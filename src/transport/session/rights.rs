@@ -15,6 +15,8 @@ use crate::transport::protocol::{Answer, Closing};
 #[derive(Debug)]
 pub(super) struct Rights {
     watch: RightsWatch,
+    /// Of anyone's rights, when this session's were looked at.
+    changes: u64,
     version: u64,
     revoked: bool,
 }
@@ -23,9 +25,9 @@ impl Rights {
     /// From now on changes are seen, and ring; the identity is granted what it is at this moment.
     pub(super) fn of(feed: &Feed, identity: &mut Identity, bell: &Arc<Bell>) -> Self {
         let watch = feed.rights.watch(&identity.user, Some(bell));
-        let version = watch.version();
+        let (changes, version) = (watch.changes(), watch.version());
         let revoked = watch.rights().admit(identity).is_err();
-        Rights { watch, version, revoked }
+        Rights { watch, changes, version, revoked }
     }
 
     pub(super) fn check(&self) -> Result<(), Closing> {
@@ -41,6 +43,11 @@ impl Session {
 
     /// Ends what is no longer granted, and tells what is granted now. After a revocation nothing is left.
     pub(super) fn apply_rights(&mut self, out: &mut Vec<Frame>) {
+        let changes = self.rights.watch.changes();
+        if changes == self.rights.changes {
+            return;
+        }
+        self.rights.changes = changes;
         let version = self.rights.watch.version();
         if version == self.rights.version {
             return;

@@ -160,9 +160,9 @@ impl Session {
 
     /// All rows are sent: the topics are subscribed where the snapshot stands, and what it did not see
     /// is replayed.
-    fn follow(&mut self, r#ref: Option<Value>, topics: Vec<Pattern>, rows: &Rows, out: &mut Vec<Frame>) {
+    fn follow(&mut self, r#ref: Option<Value>, mut topics: Vec<Pattern>, rows: &Rows, out: &mut Vec<Frame>) {
         let (horizon, fence) = (rows.taken.after, rows.taken.fence.end);
-        self.register(&topics, out);
+        self.register(&mut topics, out);
         let topics = self.still_granted(r#ref.as_ref(), topics, out);
         for pattern in &topics {
             self.remove(pattern);

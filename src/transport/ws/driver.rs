@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::time::{Instant, Sleep};
 
 use super::incoming::{Broken, Heard};
@@ -73,15 +74,18 @@ struct Beats {
     ping: Instant,
     /// When there is something to do at the earliest, the end of the token included.
     due: Instant,
-    /// Rings when something is due, or before it: it is set anew only when it rings.
     alarm: Pin<Box<Sleep>>,
+    /// When it rings: when something is due, or before it. It is set anew only when it rings.
+    rings: Instant,
+    /// It will wake the session, and need not be looked at before.
+    armed: bool,
 }
 
 impl Beats {
     fn new(session: &Session) -> Self {
         let next = Instant::now() + session.relay.limits.heartbeat;
         let alarm = Box::pin(tokio::time::sleep_until(next));
-        let mut beats = Beats { frame: next, ping: next, due: next, alarm };
+        let mut beats = Beats { frame: next, ping: next, due: next, alarm, rings: next, armed: false };
         beats.set(session);
         beats
     }
@@ -89,19 +93,38 @@ impl Beats {
     fn set(&mut self, session: &Session) {
         let next = self.frame.min(self.ping);
         self.due = session.expires().map_or(next, |end| next.min(end));
-        if self.due < self.alarm.deadline() {
-            self.alarm.as_mut().reset(self.due);
+        if self.due < self.rings {
+            self.ring_at(self.due);
         }
+        self.disarm();
+    }
+
+    fn ring_at(&mut self, at: Instant) {
+        self.alarm.as_mut().reset(at);
+        self.rings = at;
+    }
+
+    /// It may have rung while something else was waited for.
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        // Whoever was woken by it may have found something else first.
+        if now >= self.rings {
+            self.disarm();
+        }
+        now >= self.due
     }
 
     fn poll_alarm(&mut self, context: &mut Context<'_>) -> Poll<()> {
         while self.alarm.as_mut().poll(context).is_ready() {
-            if self.alarm.deadline() >= self.due {
+            if self.rings >= self.due {
                 return Poll::Ready(());
             }
-            let due = self.due;
-            self.alarm.as_mut().reset(due);
+            self.ring_at(self.due);
         }
+        self.armed = true;
         Poll::Pending
     }
 }
@@ -124,27 +147,39 @@ impl Visit {
             Ok(never) => match never {},
             Err(why) => why,
         };
+        self.leave(why).await;
+    }
+
+    /// The session is over, and its place free; then its device is told.
+    fn leave(self: Box<Self>, why: Closing) -> BoxFuture<'static, ()> {
+        let Visit { mut driver, session, place, .. } = *self;
+        drop((session, place));
         if let Closing::Token(code) = why {
             // Nothing more is owed to a token that is over, but to say so.
-            self.driver.out.clear();
-            self.driver.fail(code, "the session's token is over, or its new one is not accepted");
+            driver.out.clear();
+            driver.fail(code, "the session's token is over, or its new one is not accepted");
         }
-        Box::pin(self.driver.end(why)).await;
+        Box::pin(async move { driver.end(why).await })
     }
 
     async fn converse(&mut self) -> Result<Never, Closing> {
         let mut word = true;
         loop {
+            let now = Instant::now();
             if word {
                 read_mail(&self.place, &mut self.driver.out)?;
                 self.session.check_over(&mut self.driver.out)?;
             }
             let step = match self.session.step_at_once(&mut self.driver.out) {
                 Some(step) => step?,
-                None => Box::pin(self.session.step(&mut self.driver.out)).await?,
+                None => {
+                    // Meanwhile the alarm may ring unheard.
+                    self.beats.disarm();
+                    Box::pin(self.session.step(&mut self.driver.out)).await?
+                }
             };
-            self.write().await?;
-            if Instant::now() >= self.beats.due {
+            self.write(now).await?;
+            if self.beats.is_due(now) {
                 self.beat().await?;
             }
             if step == Step::Worked {
@@ -173,21 +208,25 @@ impl Visit {
     async fn rest(&mut self) -> Woken {
         let Visit { driver, session, beats, .. } = self;
         let bell = session.seat.bell();
-        // The device first: it is heard also where the outbox is never empty for long.
-        let mut device_first = true;
+        let mut first = true;
         poll_fn(|context| {
-            if std::mem::take(&mut device_first)
-                && let Poll::Ready(heard) = driver.socket.poll_hear(context)
-            {
+            let first = std::mem::take(&mut first);
+            // The device first: it is heard also where the outbox is never empty for long.
+            if first && let Poll::Ready(heard) = driver.socket.poll_hear(context) {
                 return Poll::Ready(Woken::Heard(heard));
             }
             if let Poll::Ready(rung) = bell.poll_rung(context) {
                 return Poll::Ready(if rung.word { Woken::Word } else { Woken::Delivery });
             }
-            if let Poll::Ready(heard) = driver.socket.poll_hear(context) {
+            // Again only when something else has woken it.
+            if !first && let Poll::Ready(heard) = driver.socket.poll_hear(context) {
                 return Poll::Ready(Woken::Heard(heard));
             }
-            beats.poll_alarm(context).map(|()| Woken::Alarm)
+            if first && beats.armed {
+                Poll::Pending
+            } else {
+                beats.poll_alarm(context).map(|()| Woken::Alarm)
+            }
         })
         .await
     }
@@ -201,18 +240,21 @@ impl Visit {
 
     /// Writes what is ready. A device that takes nothing for two heartbeats is gone; a token that
     /// expires or is revoked meanwhile ends the session there and then.
-    async fn write(&mut self) -> Result<(), Closing> {
+    async fn write(&mut self, now: Instant) -> Result<(), Closing> {
         let Driver { socket, out, relay, .. } = &mut self.driver;
         if out.is_empty() && socket.is_empty() {
             return Ok(());
         }
         if !out.is_empty() {
-            self.beats.frame = Instant::now() + relay.limits.heartbeat;
+            self.beats.frame = now + relay.limits.heartbeat;
         }
         socket.group(out);
         match poll_fn(|context| Poll::Ready(socket.poll_send(context, out))).await {
             Poll::Ready(sent) => sent?,
-            Poll::Pending => Box::pin(self.write_patiently()).await?,
+            Poll::Pending => {
+                self.beats.disarm();
+                Box::pin(self.write_patiently()).await?
+            }
         }
         // A device at rest keeps nothing.
         self.driver.out = Vec::new();
@@ -249,7 +291,7 @@ impl Visit {
         }
         self.beats.set(&self.session);
         // A device that takes nothing must not hold up the end of its session.
-        self.write().await
+        self.write(now).await
     }
 
     async fn take(&mut self, heard: Result<Heard, Ended>) -> Result<(), Closing> {
@@ -257,7 +299,7 @@ impl Visit {
         self.driver.count(&self.session)?;
         if let Some(text) = text {
             Box::pin(self.session.request(&text, &mut self.driver.out)).await?;
-            // There may be another token.
+            // There may be another token; and the alarm may have rung unheard.
             self.beats.set(&self.session);
         }
         Ok(())
