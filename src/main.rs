@@ -7,6 +7,11 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tikv_jemallocator::Jemalloc;
+
+/// How it is set stands in `.cargo/config.toml`; `_RJEM_MALLOC_CONF` overrides it where the program runs.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Readings of the log at once; more would only compete for the disk.
 const BLOCKING_THREADS: usize = 64;

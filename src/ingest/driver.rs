@@ -73,9 +73,16 @@ pub(super) struct Driver {
     idle_end: Lsn,
     status_due: Instant,
     confirmed: Lsn,
+    counters: Counters,
     /// Ticks since the last frame. Not a time: while the log or the database is waited for nobody
     /// listens, and that is not the server's silence.
     silent_ticks: u32,
+}
+
+/// Looked up once, for they count every transaction.
+struct Counters {
+    transactions: metrics::Counter,
+    changes: metrics::Counter,
 }
 
 impl Driver {
@@ -121,6 +128,10 @@ impl Driver {
             idle_end: watermark.lsn,
             status_due: now,
             confirmed: Lsn::ZERO,
+            counters: Counters {
+                transactions: metrics::counter!("rowcast_transactions_total"),
+                changes: metrics::counter!("rowcast_changes_total"),
+            },
             silent_ticks: 0,
             feed,
         }
@@ -297,8 +308,8 @@ impl Driver {
         let greatest_committed_at = self.greatest_committed_at;
         fences.iter().for_each(|id| self.feed.fences.met(id, Fence { end, greatest_committed_at }));
         self.progress.set_received(end, Some(committed_at));
-        metrics::counter!("rowcast_transactions_total").increment(1);
-        metrics::counter!("rowcast_changes_total").increment(transaction.deliveries.len() as u64);
+        self.counters.transactions.increment(1);
+        self.counters.changes.increment(transaction.deliveries.len() as u64);
         Ok(())
     }
 

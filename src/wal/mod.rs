@@ -4,7 +4,7 @@
 //! * `wire` turns a byte stream into protocol messages and keeps what is half read or half written;
 //! * `startup` opens a replication session on it;
 //! * `connection` runs replication commands, one file for each: `identify`, `slot`, `start`;
-//! * `stream` yields the frames of a running stream and carries progress back;
+//! * `stream` yields the frames of a running stream and carries progress back, at the `pace` that it is sent;
 //! * `pgoutput` decodes a frame's body. Pure, and independent of all others.
 //!
 //! Nothing here reconnects, retries, or decides what may be confirmed: a caller sees each error,
@@ -17,6 +17,7 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod identify;
+mod pace;
 pub mod pgoutput;
 mod slot;
 mod start;

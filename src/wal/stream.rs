@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use super::error::{During, WalError};
 use super::frame::{Frame, StandbyStatus};
+use super::pace::{self, Pace};
 use super::wire::{Packet, Wire};
 use crate::postgres::{ServerError, Severity};
 use crate::timestamp::PgTimestamp;
@@ -24,21 +25,28 @@ pub struct ReplicationStream {
     /// The newest status, while an earlier one is still being written. A newer one replaces it, so
     /// that a server that does not read cannot make us collect them.
     pending: Option<StandbyStatus>,
+    pace: Pace,
 }
 
 impl ReplicationStream {
     pub(super) fn new(wire: Wire) -> Self {
-        ReplicationStream { wire, pending: None }
+        ReplicationStream { wire, pending: None, pace: Pace::default() }
     }
 
-    /// The next frame. Sends what status is waiting meanwhile. Cancel-safe.
+    /// The next frame. Sends what status is waiting meanwhile. Cancel-safe. Of a busy stream it blocks its
+    /// thread for moments, see [`Pace`].
     pub async fn next(&mut self) -> Result<Frame, WalError> {
         loop {
             if let Some(frame) = self.try_next()? {
                 return Ok(frame);
             }
             self.load_status();
+            if self.pace.wants_more() {
+                std::thread::sleep(pace::PAUSE);
+            }
+            let (before, waiting) = (self.wire.unread(), self.pace.waits());
             self.wire.exchange().await?;
+            self.pace.read(self.wire.unread() - before, waiting.elapsed());
         }
     }
 

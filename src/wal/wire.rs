@@ -104,6 +104,11 @@ impl Wire {
         }
     }
 
+    /// Bytes that were received and not taken.
+    pub(super) fn unread(&self) -> usize {
+        self.input.len()
+    }
+
     /// The `tls-server-end-point` of this connection, if it has one.
     pub(super) fn end_point(&self) -> Option<&[u8]> {
         self.end_point.as_deref()

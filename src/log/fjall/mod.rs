@@ -231,8 +231,11 @@ impl Log for FjallLog {
         queue.bytes += bytes;
         queue.accepted += 1;
         queue.items.push_back(Queued { append, marks, bytes });
+        let awaited = queue.awaited;
         drop(queue);
-        self.shared.queue_wake.notify_one();
+        if awaited {
+            self.shared.queue_wake.notify_one();
+        }
         Ok(Ok(()))
     }
 
@@ -258,10 +261,8 @@ impl Log for FjallLog {
 
     fn failed(&self) -> BoxFuture<'_, LogError> {
         Box::pin(async move {
-            match self.shared.wait_for(|_| false).await {
-                Err(error) => error,
-                Ok(()) => LogError::Stopped("the log was closed".into()),
-            }
+            self.shared.dead.cancelled().await;
+            self.shared.failure().unwrap_or_else(|| LogError::Stopped("for no reason that is known".into()))
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::flusher::Unflushed;
 use super::marks::{MarkChange, MarkSet};
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) watermark: watch::Sender<Watermark>,
     pub(super) durable: watch::Sender<Lsn>,
     pub(super) progress: watch::Sender<Progress>,
+    /// Once it has failed. Whoever watches over the log is not woken by its progress.
+    pub(super) dead: CancellationToken,
     pub(super) marks_version: AtomicU64,
     marks: RwLock<Arc<MarkSet>>,
     /// Of the spans; known also while there is no engine.
@@ -74,6 +77,8 @@ pub(super) struct Queue {
     /// Of the items and of what the writer is applying right now.
     pub(super) bytes: usize,
     pub(super) accepted: u64,
+    /// The writer waits for something to be queued: only then is it woken, which is a system call.
+    pub(super) awaited: bool,
     pub(super) closed: bool,
     /// What the storage failed with, for the writer to mend.
     pub(super) broken: Option<LogError>,
@@ -118,6 +123,7 @@ impl Shared {
             watermark: watch::Sender::new(watermark),
             durable: watch::Sender::new(watermark.lsn),
             progress: watch::Sender::new(Progress::default()),
+            dead: CancellationToken::new(),
             marks_version: AtomicU64::new(0),
             marks: RwLock::new(Arc::new(marks)),
             oldest: RwLock::new(oldest),
@@ -224,6 +230,7 @@ impl Shared {
             }
             first
         });
+        self.dead.cancel();
         lock(&self.unflushed).stop = true;
         self.flush_wake.notify_all();
         self.flushed_wake.notify_all();

@@ -120,7 +120,9 @@ impl Writer {
             if deadline <= Instant::now() {
                 break;
             }
+            queue.awaited = true;
             queue = wait_until(&self.shared.queue_wake, queue, deadline);
+            queue.awaited = false;
         }
         let mut bytes = 0;
         let fits = |queued: &Queued| {
