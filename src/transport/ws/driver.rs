@@ -170,6 +170,10 @@ impl Visit {
                 read_mail(&self.place, &mut self.driver.out)?;
                 self.session.check_over(&mut self.driver.out)?;
             }
+            // Before anything is shown: a token may be over at this moment.
+            if self.beats.is_due(now) {
+                self.beat().await?;
+            }
             let step = match self.session.step_at_once(&mut self.driver.out) {
                 Some(step) => step?,
                 None => {
@@ -179,9 +183,6 @@ impl Visit {
                 }
             };
             self.write(now).await?;
-            if self.beats.is_due(now) {
-                self.beat().await?;
-            }
             if step == Step::Worked {
                 // More may be ready; but a device that speaks meanwhile is heard.
                 while self.driver.out.len() < MAX_UNWRITTEN
