@@ -185,6 +185,10 @@ impl Running {
         let deadline = Instant::now() + self.grace;
         tracing::info!(grace = ?self.grace, "shutting down");
         self.relay.shutdown.cancel();
+        // Sessions at rest listen for their bells alone.
+        if let Some(feed) = self.relay.current_feed() {
+            feed.hub.wake_all();
+        }
         self.relay.tasks.close();
         self.critical.close();
         let orderly = async {

@@ -11,6 +11,7 @@ compile_error!("the feature `failpoints` makes a relay that loses changes: it is
 
 pub mod app;
 pub mod auth;
+pub mod bell;
 pub mod bench;
 pub mod change;
 pub mod config;

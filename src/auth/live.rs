@@ -10,12 +10,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use super::{AuthError, Identity, UserId};
+use crate::bell::Bell;
 use crate::topic::Pattern;
 
 /// A user as the database names one.
@@ -47,6 +49,8 @@ pub struct LiveRights {
     state: RwLock<State>,
     /// Tokens come from several issuers: who is named without one is nobody.
     several_issuers: AtomicBool,
+    /// Another number after each change of anyone's rights.
+    changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +66,8 @@ struct State {
 struct Watched {
     version: AtomicU64,
     changed: Notify,
+    /// Those of the user's sessions.
+    bells: Mutex<SmallVec<[Arc<Bell>; 1]>>,
 }
 
 /// Tells when the rights of one user changed.
@@ -70,6 +76,8 @@ pub struct RightsWatch {
     rights: Arc<LiveRights>,
     subject: Arc<str>,
     watched: Arc<Watched>,
+    /// Rung at each change, until the watch ends.
+    bell: Option<Arc<Bell>>,
 }
 
 impl LiveRights {
@@ -86,7 +94,7 @@ impl LiveRights {
             changes.into_iter().map(|change| state.change(change).subject).collect();
         concerned.sort_unstable();
         concerned.dedup();
-        concerned.iter().filter_map(|subject| state.watched.get(subject)).for_each(|w| w.tell());
+        self.tell(concerned.iter().filter_map(|subject| state.watched.get(subject)));
     }
 
     /// Takes the place of all that was known.
@@ -95,7 +103,16 @@ impl LiveRights {
         state.granted.clear();
         state.revoked.clear();
         changes.into_iter().for_each(|change| drop(state.change(change)));
-        state.watched.values().for_each(|watched| watched.tell());
+        self.tell(state.watched.values());
+    }
+
+    /// Who is called finds both numbers changed; who finds the one for all changed, finds the own one.
+    fn tell<'a>(&self, concerned: impl Iterator<Item = &'a Arc<Watched>> + Clone) {
+        for watched in concerned.clone() {
+            watched.version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        concerned.for_each(|watched| watched.call());
     }
 
     /// Refuses a token that was revoked, and adds to its grants what rows of the database grant now.
@@ -123,10 +140,12 @@ impl LiveRights {
         Ok(patterns.iter().find(|pattern| !now.grants.covers(pattern)).cloned())
     }
 
-    pub fn watch(self: &Arc<Self>, user: &UserId) -> RightsWatch {
+    /// From the return on, `bell` is rung at each change.
+    pub fn watch(self: &Arc<Self>, user: &UserId, bell: Option<&Arc<Bell>>) -> RightsWatch {
         let subject: Arc<str> = user.subject.as_str().into();
         let watched = Arc::clone(self.write().watched.entry(Arc::clone(&subject)).or_default());
-        RightsWatch { rights: Arc::clone(self), subject, watched }
+        watched.bells().extend(bell.cloned());
+        RightsWatch { rights: Arc::clone(self), subject, watched, bell: bell.cloned() }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -194,13 +213,23 @@ fn names(user: &UserId) -> Vec<NamedUser> {
 }
 
 impl Watched {
-    fn tell(&self) {
-        self.version.fetch_add(1, Ordering::AcqRel);
+    fn call(&self) {
         self.changed.notify_waiters();
+        self.bells().iter().for_each(|bell| bell.ring());
+    }
+
+    fn bells(&self) -> MutexGuard<'_, SmallVec<[Arc<Bell>; 1]>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RightsWatch {
+    /// Another number after each change of anyone's rights, where all sessions look: while it is the same, so is
+    /// [`Self::version`].
+    pub fn changes(&self) -> u64 {
+        self.rights.changes.load(Ordering::Acquire)
+    }
+
     /// Another number after each change.
     pub fn version(&self) -> u64 {
         self.watched.version.load(Ordering::Acquire)
@@ -230,6 +259,9 @@ impl RightsWatch {
 impl Drop for RightsWatch {
     fn drop(&mut self) {
         let mut state = self.rights.write();
+        if let Some(own) = &self.bell {
+            self.watched.bells().retain(|bell| !Arc::ptr_eq(bell, own));
+        }
         // The map's and this one.
         if Arc::strong_count(&self.watched) == 2 {
             state.watched.remove(&self.subject);
@@ -315,9 +347,9 @@ mod tests {
     fn only_watchers_of_the_user_are_told_and_leave_nothing_behind() {
         let rights = Arc::new(LiveRights::default());
         let (one, same, other) = (
-            rights.watch(&user(Some("a"), "1")),
-            rights.watch(&user(None, "1")),
-            rights.watch(&user(None, "2")),
+            rights.watch(&user(Some("a"), "1"), None),
+            rights.watch(&user(None, "1"), None),
+            rights.watch(&user(None, "2"), None),
         );
         let before = (one.version(), same.version(), other.version());
         rights.apply([RightsChange::Grant(named(None, "1"), pattern("team:7:*"))]);
@@ -334,7 +366,7 @@ mod tests {
     #[tokio::test]
     async fn a_revocation_ends_the_wait_for_one() {
         let rights = Arc::new(LiveRights::default());
-        let (identity, watch) = (identity(user(None, "1"), Some(5)), rights.watch(&user(None, "1")));
+        let (identity, watch) = (identity(user(None, "1"), Some(5)), rights.watch(&user(None, "1"), None));
         let waiting = watch.revoked(&identity);
         let revoking = async {
             rights.apply([RightsChange::Grant(named(None, "1"), pattern("team:7:*"))]);

@@ -4,14 +4,15 @@
 //! session is.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use smallvec::SmallVec;
 
 use super::record::user_name;
 use super::{Devices, Labels, now};
 use crate::auth::UserId;
+use crate::bell::Bell;
 
 /// The devices of a user beyond this many are not remembered for telling a write's source.
 const MAX_KNOWN_DEVICES: usize = 64;
@@ -31,9 +32,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct UserSessions {
-    live: Vec<Live>,
+    live: SmallVec<[Live; 1]>,
     /// Ids of devices seen since the user's first live session.
-    devices: HashSet<Arc<str>>,
+    devices: SmallVec<[Arc<str>; 1]>,
 }
 
 #[derive(Debug)]
@@ -66,7 +67,8 @@ pub struct Mail {
 #[derive(Debug, Default)]
 struct Mailbox {
     mail: Mutex<Mail>,
-    bell: Notify,
+    /// Rung when there is some.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 /// A session's place; given back when dropped.
@@ -121,8 +123,8 @@ impl Sessions {
             removed: false,
             mailbox: Arc::clone(&mailbox),
         });
-        if entry.devices.len() < MAX_KNOWN_DEVICES {
-            entry.devices.insert(Arc::clone(device));
+        if entry.devices.len() < MAX_KNOWN_DEVICES && !entry.devices.contains(device) {
+            entry.devices.push(Arc::clone(device));
         }
         metrics::gauge!("rowcast_sessions").increment(1.0);
         Some(SessionPlace {
@@ -136,7 +138,7 @@ impl Sessions {
 
     /// Whether this user is known to have a device of this name.
     pub fn knows_device(&self, user: &UserId, device: &str) -> bool {
-        self.lock().users.get(user).is_some_and(|entry| entry.devices.contains(device))
+        self.lock().users.get(user).is_some_and(|entry| entry.devices.iter().any(|own| **own == *device))
     }
 
     /// Live sessions, and users that have one.
@@ -234,7 +236,9 @@ impl UserSessions {
 impl Mailbox {
     fn put(&self, put: impl FnOnce(&mut Mail)) {
         put(&mut self.mail.lock().unwrap_or_else(PoisonError::into_inner));
-        self.bell.notify_one();
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
+        }
     }
 }
 
@@ -244,9 +248,10 @@ impl SessionPlace {
         self
     }
 
-    /// Waits until there may be mail. Cancel-safe.
-    pub async fn mail_came(&self) {
-        self.mailbox.bell.notified().await;
+    /// Mail rings this bell from now on; what came before is to be looked for.
+    pub fn announce_to(&self, bell: &Arc<Bell>) {
+        // A place is of one session.
+        let _ = self.mailbox.bell.set(Arc::clone(bell));
     }
 
     /// What came since. Never blocks.

@@ -21,20 +21,23 @@ mod view;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::Waker;
 
 use smallvec::SmallVec;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::bell::Bell;
 use crate::change::{Body, Delivery, Transaction};
 use crate::lsn::Lsn;
 use crate::topic::Audience;
 
 pub use frame::{FrameStyle, Published, Shown, frame_of, timestamp};
-pub use outbox::{Item, Taken};
+pub use outbox::{Item, Items, Taken};
 pub use view::{View, view};
 
-use outbox::Outbox;
+use outbox::{Outbox, Places};
 
 /// At most so many audiences of a transaction in parts are remembered; beyond, every session reads
 /// the log. Bounds memory, costs a look into the log for each session.
@@ -44,6 +47,20 @@ const MAX_TOUCHED: usize = 65_536;
 /// keep all of it in memory: its readers go to the log.
 const MAX_HELD: usize = 1024 * 1024;
 
+/// So many sessions share one making of a small transaction's frames. All of them would wait for each other:
+/// several threads count at once who still holds it.
+const SHARED_BY: usize = 64;
+
+/// A transaction of more bytes than this is shared by all.
+const MAX_MADE_AGAIN: usize = 16 * 1024;
+
+/// Ingest itself wakes so many sessions for a transaction. More are woken by the runtime that they run on,
+/// which has them in the queues of its own threads: to wake it from outside takes a lock for each.
+const WOKEN_AT_ONCE: usize = 16;
+
+/// Sessions that one task of the runtime wakes: half of what the queue of a thread holds.
+const WOKEN_BY_A_TASK: usize = 128;
+
 /// Fan-out of one log.
 pub struct Hub {
     inner: Mutex<Inner>,
@@ -51,15 +68,23 @@ pub struct Hub {
     published: AtomicU64,
     /// Set when this log's life is over: sessions leave with `sync_required`.
     closed: CancellationToken,
+    /// Where sessions run.
+    runtime: OnceLock<Handle>,
 }
 
 #[derive(Default)]
 struct Inner {
     sessions: HashMap<u64, Arc<Outbox>>,
     next_session: u64,
-    audiences: HashMap<Audience, SmallVec<[u64; 2]>>,
+    audiences: HashMap<Audience, SmallVec<[Reader; 1]>>,
     /// Reused by each publication.
     wanted: Vec<(u64, u32)>,
+}
+
+/// A session that wants an audience.
+struct Reader {
+    id: u64,
+    outbox: Arc<Outbox>,
 }
 
 /// Whom a transaction in parts concerns.
@@ -93,26 +118,45 @@ impl Hub {
             inner: Mutex::default(),
             published: AtomicU64::new(start.get()),
             closed: CancellationToken::new(),
+            runtime: OnceLock::new(),
         })
     }
 
     /// Takes a place; nothing is delivered before [`Seat::go_live`].
     pub fn join(self: &Arc<Self>, outbox_bytes: usize) -> Seat {
+        if let (None, Ok(runtime)) = (self.runtime.get(), Handle::try_current()) {
+            // The first is as good as any other: they all run on one.
+            let _ = self.runtime.set(runtime);
+        }
         let outbox = Arc::new(Outbox::new(outbox_bytes));
         let mut inner = self.lock();
         let id = inner.next_session;
         inner.next_session += 1;
         inner.sessions.insert(id, Arc::clone(&outbox));
-        Seat { hub: Arc::clone(self), id, outbox, audiences: HashMap::new() }
+        Seat { hub: Arc::clone(self), id, outbox, audiences: SmallVec::new() }
     }
 
     /// Hands a whole transaction to those who want it. `end` is its end LSN.
     pub fn publish(&self, transaction: &Arc<Transaction>, end: Lsn) {
         let mut inner = self.lock();
+        let mut rung = Vec::new();
         if !inner.sessions.is_empty() && !transaction.deliveries.is_empty() {
-            inner.deliver(transaction, end);
+            inner.deliver(transaction, end, &mut rung);
         }
         self.published.store(end.get(), Ordering::Release);
+        drop(inner);
+        self.wake(rung);
+    }
+
+    /// After the position is told: who wakes up finds it.
+    fn wake(&self, mut rung: Vec<Waker>) {
+        let Some(runtime) = self.runtime.get().filter(|_| rung.len() > WOKEN_AT_ONCE) else {
+            return rung.into_iter().for_each(Waker::wake);
+        };
+        while !rung.is_empty() {
+            let some = rung.split_off(rung.len().saturating_sub(WOKEN_BY_A_TASK));
+            runtime.spawn(async move { some.into_iter().for_each(Waker::wake) });
+        }
     }
 
     /// A transaction that was appended in parts is over: those whom it concerns read it from the log.
@@ -121,8 +165,13 @@ impl Hub {
         if touched.all {
             inner.sessions.values().for_each(|outbox| outbox.lose());
         } else {
-            let ids: HashSet<u64> =
-                touched.audiences.iter().filter_map(|a| inner.audiences.get(a)).flatten().copied().collect();
+            let ids: HashSet<u64> = touched
+                .audiences
+                .iter()
+                .filter_map(|a| inner.audiences.get(a))
+                .flatten()
+                .map(|r| r.id)
+                .collect();
             ids.iter().filter_map(|id| inner.sessions.get(id)).for_each(|outbox| outbox.lose());
         }
         self.published.store(end.get(), Ordering::Release);
@@ -136,7 +185,7 @@ impl Hub {
 
     /// Something other than deliveries changed (marks): every session looks.
     pub fn wake_all(&self) {
-        self.lock().sessions.values().for_each(|outbox| outbox.wake());
+        self.lock().sessions.values().for_each(|outbox| outbox.bell().ring());
     }
 
     /// Everything that begins to commit before this was published.
@@ -151,6 +200,7 @@ impl Hub {
     /// This log is over; a later one will have a hub of its own.
     pub fn close(&self) {
         self.closed.cancel();
+        self.wake_all();
     }
 
     pub fn closed(&self) -> &CancellationToken {
@@ -165,7 +215,27 @@ impl Hub {
 }
 
 impl Inner {
-    fn deliver(&mut self, transaction: &Arc<Transaction>, end: Lsn) {
+    /// What is in the outboxes is there before anyone is woken: `rung` is whom.
+    fn deliver(&mut self, transaction: &Arc<Transaction>, end: Lsn, rung: &mut Vec<Waker>) {
+        match only_audience(transaction) {
+            Some(audience) if transaction.deliveries.len() == 1 || transaction.size() <= MAX_HELD => {
+                let Some(readers) = self.audiences.get(audience) else { return };
+                let shared_by =
+                    if transaction.size() > MAX_MADE_AGAIN { readers.len().max(1) } else { SHARED_BY };
+                rung.reserve(readers.len());
+                for readers in readers.chunks(shared_by) {
+                    let published = Arc::new(Published::new(Arc::clone(transaction), end));
+                    for reader in readers {
+                        let item = Item { published: Arc::clone(&published), places: Places::All };
+                        rung.extend(reader.outbox.push(item));
+                    }
+                }
+            }
+            _ => self.deliver_to_several(transaction, end, rung),
+        }
+    }
+
+    fn deliver_to_several(&mut self, transaction: &Arc<Transaction>, end: Lsn, rung: &mut Vec<Waker>) {
         let mut wanted = std::mem::take(&mut self.wanted);
         wanted.clear();
         for (place, delivery) in (0u32..).zip(&transaction.deliveries) {
@@ -179,7 +249,7 @@ impl Inner {
                 Body::Truncate(shape) => {
                     let readers =
                         self.audiences.iter().filter(|(a, _)| shape.scopes.iter().any(|s| s == a.scope()));
-                    wanted.extend(readers.flat_map(|(_, ids)| ids).map(|id| (*id, place)));
+                    wanted.extend(readers.flat_map(|(_, readers)| readers).map(|reader| (reader.id, place)));
                 }
             }
         }
@@ -194,7 +264,8 @@ impl Inner {
             for of_session in wanted.chunk_by(|a, b| a.0 == b.0) {
                 if let Some(outbox) = self.sessions.get(&of_session[0].0) {
                     let places = of_session.iter().map(|(_, place)| *place).collect();
-                    outbox.push(Item { published: Arc::clone(&published), places });
+                    let places = Places::Some(places);
+                    rung.extend(outbox.push(Item { published: Arc::clone(&published), places }));
                 }
             }
         }
@@ -202,10 +273,24 @@ impl Inner {
     }
 
     fn want(&self, audience: &Audience, place: u32, wanted: &mut Vec<(u64, u32)>) {
-        if let Some(ids) = self.audiences.get(audience) {
-            wanted.extend(ids.iter().map(|id| (*id, place)));
+        if let Some(readers) = self.audiences.get(audience) {
+            wanted.extend(readers.iter().map(|reader| (reader.id, place)));
         }
     }
+}
+
+/// The audience of all deliveries, where they have but one.
+fn only_audience(transaction: &Transaction) -> Option<&Audience> {
+    let mut audiences = transaction.deliveries.iter().map(|delivery| match &delivery.body {
+        Body::Row(row) => match row.memberships.as_slice() {
+            [only] => Some(&only.audience),
+            _ => None,
+        },
+        Body::Broadcast(broadcast) => Some(&broadcast.audience),
+        Body::Truncate(_) => None,
+    });
+    let first = audiences.next()??;
+    audiences.all(|other| other == Some(first)).then_some(first)
 }
 
 /// A session's place in the hub. Leaves when dropped.
@@ -213,8 +298,8 @@ pub struct Seat {
     hub: Arc<Hub>,
     id: u64,
     outbox: Arc<Outbox>,
-    /// How many subscriptions hold each audience.
-    audiences: HashMap<Audience, usize>,
+    /// How many subscriptions hold each audience. They are few.
+    audiences: SmallVec<[(Audience, usize); 1]>,
 }
 
 impl Seat {
@@ -222,21 +307,31 @@ impl Seat {
     /// commit at or after the position returned.
     pub fn subscribe(&mut self, audience: &Audience) -> Lsn {
         let mut inner = self.hub.lock();
-        let held = self.audiences.entry(audience.clone()).or_insert(0);
-        *held += 1;
-        if *held == 1 {
-            inner.audiences.entry(audience.clone()).or_default().push(self.id);
+        if let Some((_, held)) = self.audiences.iter_mut().find(|(own, _)| own == audience) {
+            *held += 1;
+            return self.hub.published();
         }
+        let reader = Reader { id: self.id, outbox: Arc::clone(&self.outbox) };
+        inner.audiences.entry(audience.clone()).or_default().push(reader);
+        // All sessions of an audience have one name for it.
+        let name = inner.audiences.get_key_value(audience).map_or(audience, |(name, _)| name);
+        self.audiences.push((name.clone(), 1));
         self.hub.published()
     }
 
     pub fn unsubscribe(&mut self, audience: &Audience) {
-        let Some(held) = self.audiences.get_mut(audience) else { return };
-        *held -= 1;
-        if *held == 0 {
-            self.audiences.remove(audience);
+        let Some(at) = self.audiences.iter().position(|(own, _)| own == audience) else { return };
+        self.audiences[at].1 -= 1;
+        if self.audiences[at].1 == 0 {
+            self.audiences.swap_remove(at);
             self.hub.lock().leave(self.id, audience);
         }
+    }
+
+    /// The same audience, by the name that all its sessions share.
+    pub fn name_of(&self, audience: &Audience) -> Audience {
+        let own = self.audiences.iter().find(|(own, _)| own == audience);
+        own.map_or(audience, |(own, _)| own).clone()
     }
 
     /// Empties the outbox and opens it: all that begins to commit at or after the position returned
@@ -254,9 +349,9 @@ impl Seat {
         self.outbox.take(published)
     }
 
-    /// Waits until there may be something to take. Cancel-safe.
-    pub async fn ready(&self) {
-        self.outbox.ready().await;
+    /// Rung when there may be something to take; others may ring it as well.
+    pub fn bell(&self) -> &Arc<Bell> {
+        self.outbox.bell()
     }
 
     pub fn hub(&self) -> &Arc<Hub> {
@@ -267,7 +362,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.hub.lock();
-        for audience in self.audiences.keys() {
+        for (audience, _) in &self.audiences {
             inner.leave(self.id, audience);
         }
         inner.sessions.remove(&self.id);
@@ -276,9 +371,12 @@ impl Drop for Seat {
 
 impl Inner {
     fn leave(&mut self, id: u64, audience: &Audience) {
-        if let Some(ids) = self.audiences.get_mut(audience) {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
+        if let Some(readers) = self.audiences.get_mut(audience) {
+            // An audience may have very many, and they stand there in no order.
+            if let Some(at) = readers.iter().position(|reader| reader.id == id) {
+                readers.swap_remove(at);
+            }
+            if readers.is_empty() {
                 self.audiences.remove(audience);
             }
         }

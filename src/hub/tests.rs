@@ -185,7 +185,8 @@ fn taken(seat: &Seat) -> Option<(Vec<(u64, usize)>, u64)> {
     match seat.take() {
         Taken::Lost => None,
         Taken::Items { items, upto } => {
-            let items = items.iter().map(|item| (item.published.transaction.commit.get(), item.places.len()));
+            let items =
+                items.iter().map(|item| (item.published.transaction.commit.get(), item.places().count()));
             Some((items.collect(), upto.get()))
         }
     }

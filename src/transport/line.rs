@@ -35,6 +35,8 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub(crate) struct Line {
     wire: Wire,
     caller: Caller,
+    /// No head is awaited any more.
+    of_session: bool,
     /// The caller's, when it was last looked at.
     turn: u32,
     /// When the handshake or the head began that is not there yet.
@@ -106,7 +108,29 @@ impl Line {
             }
             None => (Wire::Plain(connection), None),
         };
-        Line { wire, caller: Caller::new(peer, tls.is_some()), turn: 0, begun, head_bytes: 0, alarm: None }
+        Line {
+            wire,
+            caller: Caller::new(peer, tls.is_some()),
+            of_session: false,
+            turn: 0,
+            begun,
+            head_bytes: 0,
+            alarm: None,
+        }
+    }
+
+    /// What is left for a session, which keeps its own time: no head is awaited any more, and how long
+    /// nothing was written is seen to there.
+    pub(super) fn for_session(mut self) -> Self {
+        self.of_session = true;
+        self.begun = None;
+        self.alarm = None;
+        match &mut self.wire {
+            Wire::Plain(connection) => connection.never_give_up(),
+            Wire::Tls(stream) => stream.get_mut().0.never_give_up(),
+            Wire::Handshake(_) | Wire::Broken => {}
+        }
+        self
     }
 
     /// Ready when bytes of HTTP can go either way.
@@ -184,6 +208,9 @@ impl AsyncRead for Line {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.of_session {
+            return self.wire.stream()?.poll_read(context, buffer);
+        }
         ready!(self.poll_handshake(context))?;
         let before = buffer.filled().len();
         match self.wire.stream()?.poll_read(context, buffer) {

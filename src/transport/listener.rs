@@ -4,7 +4,7 @@
 //! which the relay ends. So connections are counted against the process's limit before they are accepted,
 //! and those that are too many wait in the system's queue. Over each connection something is written again
 //! and again (answers, heartbeats); one over which nothing was written for long never asked for anything,
-//! or takes nothing, and is closed. It must not know what goes over a connection.
+//! or takes nothing, and is closed; a session keeps that time itself. It must not know what goes over a connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -110,7 +110,7 @@ impl Listener for FrontDoor {
             stream,
             patience: self.patience,
             written: Instant::now(),
-            alarm: Box::pin(tokio::time::sleep(self.patience)),
+            alarm: Some(Box::pin(tokio::time::sleep(self.patience))),
             _place: place,
         };
         (Line::new(connection, address, self.tls.as_ref()), address)
@@ -128,21 +128,28 @@ pub(crate) struct Connection {
     patience: Duration,
     /// When something was last written.
     written: Instant,
-    /// Rings at `written + patience`, or before it: it is set anew only when it rings.
-    alarm: Pin<Box<Sleep>>,
+    /// Rings at `written + patience`, or before it: it is set anew only when it rings. `None`: whoever has
+    /// the connection sees to it.
+    alarm: Option<Pin<Box<Sleep>>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
+    /// From now on it is not given up here.
+    pub(super) fn never_give_up(&mut self) {
+        self.alarm = None;
+    }
+
     /// What a wait becomes: an error once it has lasted too long.
     fn waiting<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let Some(alarm) = &mut self.alarm else { return Poll::Pending };
         loop {
-            ready!(self.alarm.as_mut().poll(context));
+            ready!(alarm.as_mut().poll(context));
             let due = self.written + self.patience;
             if due <= Instant::now() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.alarm.as_mut().reset(due);
+            alarm.as_mut().reset(due);
         }
     }
 
@@ -154,7 +161,9 @@ impl Connection {
         if result.is_pending() {
             return self.waiting(context);
         }
-        self.written = Instant::now();
+        if self.alarm.is_some() {
+            self.written = Instant::now();
+        }
         result
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::FullSync;
@@ -13,6 +13,7 @@ use super::error::FullError;
 use super::snapshot::{SnapshotError, Wanted};
 use super::spool::{self, Spool};
 use super::taking::{Reader, Taken};
+use crate::bell::Bell;
 use crate::change::Mark;
 use crate::feed::Feed;
 use crate::json::write_string;
@@ -57,13 +58,13 @@ impl Reading {
 }
 
 impl FullSync {
-    /// Begins to read the rows of topics; `ready` is notified when they are there.
+    /// Begins to read the rows of topics; `ready` is rung when they are there.
     pub(crate) fn read_rows(
         self: &Arc<Self>,
         feed: Arc<Feed>,
         topics: Vec<Pattern>,
         numbers_as_strings: bool,
-        ready: Arc<Notify>,
+        ready: Arc<Bell>,
     ) -> Reading {
         let (full, (sender, done)) = (Arc::clone(self), oneshot::channel());
         metrics::counter!("rowcast_full_syncs_total").increment(1);
@@ -74,7 +75,7 @@ impl FullSync {
                 super::job::tell_full(error);
             }
             let _ = sender.send(rows);
-            ready.notify_one();
+            ready.ring();
         });
         Reading { done, _task: AbortOnDropHandle::new(task) }
     }

@@ -64,6 +64,7 @@ impl Stream {
     }
 
     async fn serve(&mut self) -> Result<Never, Closing> {
+        self.place.announce_to(self.session.seat.bell());
         self.write().await?;
         loop {
             read_mail(&self.place, &mut self.out)?;
@@ -77,11 +78,9 @@ impl Stream {
             if step == Step::Worked {
                 continue;
             }
-            // All branches are cancel-safe: the outbox's bell stays rung.
+            // All branches are cancel-safe: a bell that was not looked at stays rung.
             tokio::select! {
-                () = self.session.seat.ready() => {}
-                () = self.place.mail_came() => {}
-                () = self.session.rights_changed() => {}
+                _ = self.session.seat.bell().rung() => {}
                 () = tokio::time::sleep_until(self.progress) => {}
                 _ = self.session.over() => {}
                 () = self.pipe.closed() => return Err(Closing::Gone),

@@ -188,10 +188,9 @@ impl Poll {
             if self.is_worth_telling() || Instant::now() >= deadline {
                 return Ok(());
             }
-            // All branches are cancel-safe: the outbox's bell stays rung.
+            // All branches are cancel-safe: a bell that was not looked at stays rung.
             tokio::select! {
-                () = self.session.seat.ready() => {}
-                () = self.session.rights_changed() => {}
+                _ = self.session.seat.bell().rung() => {}
                 // Once more, for the cursor: a quiet device does not grow old.
                 () = tokio::time::sleep_until(deadline) => {}
                 why = self.session.over() => return Err(why.into()),

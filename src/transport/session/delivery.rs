@@ -1,7 +1,7 @@
 //! From transactions to a session's frames: what of them it wants, how it sees that, and which is the
 //! last of a transaction. Live delivery and replay come through here alike.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use super::subscriptions::Subscriptions;
 use crate::auth::UserId;
 use crate::change::{Body, Broadcast, Delivery, Tag, Transaction};
 use crate::cursor::Epoch;
-use crate::hub::{FrameStyle, Published, Shown, frame_of, view};
+use crate::hub::{FrameStyle, Item, Shown, frame_of, view};
 use crate::transport::Relay;
 
 /// The reader, as far as frames depend on it.
@@ -25,16 +25,10 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The frames of a transaction that was published: shared with other sessions.
-    pub(super) fn live(
-        &self,
-        published: &Published,
-        places: &[u32],
-        wanted: &Subscriptions,
-        out: &mut Vec<Frame>,
-    ) {
+    pub(super) fn live(&self, item: &Item, wanted: &Subscriptions, out: &mut Vec<Frame>) {
+        let published = &item.published;
         let transaction = &published.transaction;
-        let deliveries = places.iter().map(|place| *place as usize);
-        let deliveries = deliveries.filter_map(|place| Some((place, transaction.deliveries.get(place)?)));
+        let deliveries = item.places().filter_map(|place| Some((place, transaction.deliveries.get(place)?)));
         self.frames(
             transaction,
             deliveries,
@@ -117,7 +111,7 @@ impl Reader {
             out.push(frame(place, delivery, &shown, FrameStyle { last: !goes_on, ..style }));
         }
         out.append(&mut broadcasts);
-        metrics::counter!("rowcast_deliveries_total").increment((out.len() - before) as u64);
+        deliveries_total().increment((out.len() - before) as u64);
     }
 
     /// What a device sent to the user's other devices does not come back to it.
@@ -139,4 +133,10 @@ impl Reader {
             None => tag.device == self.device || self.relay.sessions.knows_device(&self.user, &tag.device),
         }
     }
+}
+
+/// Looked up once: each delivery to each device counts.
+fn deliveries_total() -> &'static metrics::Counter {
+    static TOTAL: OnceLock<metrics::Counter> = OnceLock::new();
+    TOTAL.get_or_init(|| metrics::counter!("rowcast_deliveries_total"))
 }

@@ -22,6 +22,11 @@ impl Session {
         if self.relay.shutdown.is_cancelled() { Err(restart()) } else { Ok(()) }
     }
 
+    /// When the token is over.
+    pub(in crate::transport) fn expires(&self) -> Option<Instant> {
+        expiry(&self.identity)
+    }
+
     /// Waits for the first of them. Cancel-safe.
     pub(in crate::transport) async fn over(&self) -> Closing {
         let expired = async {

@@ -31,7 +31,7 @@ use crate::auth::{Identity, UserId};
 use crate::change::Reason;
 use crate::cursor::Cursor;
 use crate::feed::Feed;
-use crate::hub::{Item, Seat, Taken, timestamp};
+use crate::hub::{Items, Seat, Taken, timestamp};
 use crate::log::{LogError, Page, ReadError, ReadRequest};
 use crate::lsn::Lsn;
 use crate::position::Position;
@@ -80,7 +80,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 enum Mode {
     /// Taken from the outbox and not yet put into frames; then nothing is missing up to `upto`.
-    Live { items: VecDeque<Item>, upto: Lsn },
+    Live { items: Items, upto: Lsn },
     /// Reads the log, up to its watermark.
     Behind,
     /// The outbox is open from here on; what lies before it is still read from the log.
@@ -117,8 +117,8 @@ impl Session {
         device: Arc<str>,
         numbers_as_strings: bool,
     ) -> Self {
-        let rights = Rights::of(&feed, &mut identity);
         let seat = feed.hub.join(relay.limits.outbox_size);
+        let rights = Rights::of(&feed, &mut identity, seat.bell());
         let start = seat.go_live();
         let reader = Reader {
             relay: Arc::clone(&relay),
@@ -132,7 +132,7 @@ impl Session {
             marks_version: feed.log.marks_version(),
             vouched: Position::MAX,
             position: Position::boundary(start),
-            mode: Mode::Live { items: VecDeque::new(), upto: start },
+            mode: Mode::Live { items: Items::new(), upto: start },
             replays: VecDeque::new(),
             snapshots: Snapshots::default(),
             subscriptions: Subscriptions::default(),
@@ -182,6 +182,19 @@ impl Session {
         Ok(step)
     }
 
+    /// As [`Self::step`], if it has nothing to wait for. What comes after that rings the bell, so a session that
+    /// stays live is idle then.
+    pub(super) fn step_at_once(&mut self, out: &mut Vec<Frame>) -> Option<Result<Step, Closing>> {
+        if self.snapshots.is_some() || !self.replays.is_empty() || !matches!(self.mode, Mode::Live { .. }) {
+            return None;
+        }
+        self.apply_marks(out);
+        // Marks and rights end replays and subscriptions, and begin none.
+        self.live(out);
+        let step = if matches!(self.mode, Mode::Live { .. }) { Step::Idle } else { Step::Worked };
+        Some(self.rights.check().map(|()| step))
+    }
+
     /// Marks and rights first, then replays, then the stream.
     async fn go_on(&mut self, out: &mut Vec<Frame>) -> Result<Step, Closing> {
         self.apply_marks(out);
@@ -213,7 +226,7 @@ impl Session {
         let Mode::Live { items, upto } = &mut self.mode else { return Step::Worked };
         let worked = !items.is_empty();
         for item in items.drain(..).filter(|item| item.published.transaction.commit >= self.position.commit) {
-            self.reader.live(&item.published, &item.places, &self.subscriptions, out);
+            self.reader.live(&item, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(*upto));
         if worked { Step::Worked } else { Step::Idle }
@@ -251,7 +264,7 @@ impl Session {
         for item in
             items.drain(..before).filter(|item| item.published.transaction.commit >= self.position.commit)
         {
-            self.reader.live(&item.published, &item.places, &self.subscriptions, out);
+            self.reader.live(&item, &self.subscriptions, out);
         }
         self.position = self.position.max(Position::boundary(upto));
     }
@@ -268,7 +281,7 @@ impl Session {
         // The hub may be a moment ahead of the log.
         self.log_reaches(upto).await?;
         if self.read_on(Position::boundary(upto), out).await? {
-            self.mode = Mode::Live { items: VecDeque::new(), upto };
+            self.mode = Mode::Live { items: Items::new(), upto };
         }
         Ok(Step::Worked)
     }

@@ -3,8 +3,11 @@
 //! A change is in force before anything of the commit that brought it is published. So a session that
 //! looks here after it took something, and before it shows it, never shows what is no longer granted.
 
+use std::sync::Arc;
+
 use super::{Frame, Session};
 use crate::auth::{Identity, RightsWatch};
+use crate::bell::Bell;
 use crate::feed::Feed;
 use crate::topic::Pattern;
 use crate::transport::protocol::{Answer, Closing};
@@ -12,17 +15,19 @@ use crate::transport::protocol::{Answer, Closing};
 #[derive(Debug)]
 pub(super) struct Rights {
     watch: RightsWatch,
+    /// Of anyone's rights, when this session's were looked at.
+    changes: u64,
     version: u64,
     revoked: bool,
 }
 
 impl Rights {
-    /// From now on changes are seen; the identity is granted what it is at this moment.
-    pub(super) fn of(feed: &Feed, identity: &mut Identity) -> Self {
-        let watch = feed.rights.watch(&identity.user);
-        let version = watch.version();
+    /// From now on changes are seen, and ring; the identity is granted what it is at this moment.
+    pub(super) fn of(feed: &Feed, identity: &mut Identity, bell: &Arc<Bell>) -> Self {
+        let watch = feed.rights.watch(&identity.user, Some(bell));
+        let (changes, version) = (watch.changes(), watch.version());
         let revoked = watch.rights().admit(identity).is_err();
-        Rights { watch, version, revoked }
+        Rights { watch, changes, version, revoked }
     }
 
     pub(super) fn check(&self) -> Result<(), Closing> {
@@ -31,14 +36,6 @@ impl Rights {
 }
 
 impl Session {
-    /// Completes when the user's rights may have changed. Cancel-safe.
-    pub(in crate::transport) async fn rights_changed(&self) {
-        let changed = self.rights.watch.changed();
-        if self.rights.watch.version() == self.rights.version {
-            changed.await;
-        }
-    }
-
     /// Completes once the session's token is revoked. Cancel-safe.
     pub(super) async fn revoked(&self) {
         self.rights.watch.revoked(&self.identity).await;
@@ -46,6 +43,11 @@ impl Session {
 
     /// Ends what is no longer granted, and tells what is granted now. After a revocation nothing is left.
     pub(super) fn apply_rights(&mut self, out: &mut Vec<Frame>) {
+        let changes = self.rights.watch.changes();
+        if changes == self.rights.changes {
+            return;
+        }
+        self.rights.changes = changes;
         let version = self.rights.watch.version();
         if version == self.rights.version {
             return;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tokio::sync::Notify;
 
 use super::subscribe::{Refusal, answer_refusal, refusal};
 use super::{Frame, Replay, Session};
@@ -29,9 +28,7 @@ const BUSY_RETRY_MS: u64 = 1_000;
 /// A session makes one at a time.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
-    current: Option<Snapshot>,
-    /// Rung when rows are there.
-    ready: Arc<Notify>,
+    current: Option<Box<Snapshot>>,
 }
 
 #[derive(Debug)]
@@ -39,6 +36,12 @@ struct Snapshot {
     r#ref: Option<Value>,
     topics: Vec<Pattern>,
     state: State,
+}
+
+impl Snapshots {
+    pub(super) fn is_some(&self) -> bool {
+        self.current.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -62,11 +65,6 @@ impl Shown {
 }
 
 impl Session {
-    /// Completes when rows of a snapshot are there. Cancel-safe.
-    pub(in crate::transport) async fn snapshot_ready(&self) {
-        self.snapshots.ready.notified().await;
-    }
-
     /// Begins to read the rows of topics that were checked.
     pub(super) fn begin_snapshot(
         &mut self,
@@ -82,10 +80,10 @@ impl Session {
             out.push(Answer::not_now(r#ref.as_ref(), "busy", message, BUSY_RETRY_MS).to_json().into());
             return;
         }
-        let ready = Arc::clone(&self.snapshots.ready);
+        let ready = Arc::clone(self.seat.bell());
         let numbers = self.reader.numbers_as_strings;
         let reading = self.relay.full.read_rows(Arc::clone(&self.feed), topics.clone(), numbers, ready);
-        self.snapshots.current = Some(Snapshot { r#ref, topics, state: State::Reading(reading) });
+        self.snapshots.current = Some(Box::new(Snapshot { r#ref, topics, state: State::Reading(reading) }));
     }
 
     /// Puts more rows into frames. Whether there may be more at once.
@@ -162,9 +160,9 @@ impl Session {
 
     /// All rows are sent: the topics are subscribed where the snapshot stands, and what it did not see
     /// is replayed.
-    fn follow(&mut self, r#ref: Option<Value>, topics: Vec<Pattern>, rows: &Rows, out: &mut Vec<Frame>) {
+    fn follow(&mut self, r#ref: Option<Value>, mut topics: Vec<Pattern>, rows: &Rows, out: &mut Vec<Frame>) {
         let (horizon, fence) = (rows.taken.after, rows.taken.fence.end);
-        self.register(&topics, out);
+        self.register(&mut topics, out);
         let topics = self.still_granted(r#ref.as_ref(), topics, out);
         for pattern in &topics {
             self.remove(pattern);

@@ -195,7 +195,7 @@ impl Session {
     async fn begin(
         &mut self,
         r#ref: Option<Value>,
-        patterns: Vec<Pattern>,
+        mut patterns: Vec<Pattern>,
         cursor: Option<Cursor>,
         out: &mut Vec<Frame>,
     ) {
@@ -205,7 +205,7 @@ impl Session {
         if cursor.is_none() {
             self.await_marks(&patterns).await;
         }
-        self.register(&patterns, out);
+        self.register(&mut patterns, out);
         let patterns = self.still_granted(r#ref.as_ref(), patterns, out);
         if patterns.is_empty() {
             return;
@@ -270,10 +270,11 @@ impl Session {
 
     /// Registers topics with the hub, and puts into frames what lies before: it belongs to the old
     /// subscriptions alone. From the position that this gives, the outbox has everything.
-    pub(super) fn register(&mut self, patterns: &[Pattern], out: &mut Vec<Frame>) {
+    pub(super) fn register(&mut self, patterns: &mut [Pattern], out: &mut Vec<Frame>) {
         let mut registered = self.seat.hub().published();
         for pattern in patterns {
             registered = self.seat.subscribe(&pattern.audience);
+            pattern.audience = self.seat.name_of(&pattern.audience);
         }
         self.settle(registered, out);
     }

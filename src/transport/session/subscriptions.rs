@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::change::{Mark, Reason};
 use crate::log::{Interest, Tables};
 use crate::position::Position;
@@ -115,7 +117,7 @@ impl Subscription {
 /// All of a session's subscriptions.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Subscriptions {
-    list: Vec<Subscription>,
+    list: SmallVec<[Subscription; 1]>,
 }
 
 impl Subscriptions {

@@ -1,7 +1,8 @@
 //! WebSocket: `GET /api/realtime/ws/{device_id}`.
 //!
-//! `driver` moves bytes between a socket and its [session](super::session), `outgoing` groups and
-//! writes frames.
+//! `driver` moves messages between a `socket` and its [session](super::session); `incoming` reads what the
+//! device sends, `outgoing` groups and writes frames. The connection is taken out of HTTP whole: all that a
+//! quiet device costs is here.
 //!
 //! Invariants: a socket without a token gets nothing and is closed soon. A socket that is not read is
 //! closed after two heartbeats.
@@ -9,26 +10,33 @@
 mod driver;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
+mod incoming;
 mod outgoing;
+mod socket;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Extension;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{ConnectInfo, Path, Query, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::downcast;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
+use super::line::Line;
 use super::problem_response::ProblemResponse;
 use super::{Caller, Relay};
 use crate::auth::bearer::{self, Carriers};
 use crate::auth::{AuthError, Identity};
 use crate::devices::{Labels, is_device_id};
-
-/// Sizes of a socket's buffers: small, since most devices are quiet most of the time.
-const READ_BUFFER: usize = 4 * 1024;
-/// A frame may be as large as a row; beyond it a socket that takes nothing holds no more than this.
-const MAX_WRITE_BUFFER: usize = 2 * 1024 * 1024 * 1024;
+use driver::Visit;
+use socket::Socket;
 
 /// How the device wants its frames.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,14 +64,24 @@ fn proof(relay: &Relay, carriers: Carriers<'_>, query: Option<&str>) -> Result<P
     }
 }
 
+/// A device that asked for a socket.
+struct Arrival {
+    relay: Arc<Relay>,
+    device: Arc<str>,
+    address: IpAddr,
+    proof: Result<Proof, AuthError>,
+    wishes: Wishes,
+    labels: Labels,
+}
+
 /// Takes a device's request for a WebSocket.
 pub(crate) async fn upgrade(
     State(relay): State<Arc<Relay>>,
     Path(device_id): Path<String>,
-    RawQuery(query): RawQuery,
     ConnectInfo(caller): ConnectInfo<Caller>,
     uri: Uri,
     headers: HeaderMap,
+    connection: Option<Extension<OnUpgrade>>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     if let Err(refused) =
@@ -82,29 +100,68 @@ pub(crate) async fn upgrade(
     let carriers = Carriers {
         authorization: text(header::AUTHORIZATION),
         subprotocols: text(header::SEC_WEBSOCKET_PROTOCOL),
-        query: query.as_deref().filter(|_| relay.limits.url_token),
+        query: uri.query().filter(|_| relay.limits.url_token),
     };
     // A browser cannot see the status of a refused upgrade, so a bad token is told on the socket.
     let proof = match headers.get_all(header::AUTHORIZATION).iter().nth(1) {
         // Which of several counts would depend on who reads the request.
         Some(_) => Err(AuthError::Several),
-        None => proof(&relay, carriers, query.as_deref()),
+        None => proof(&relay, carriers, uri.query()),
     };
     let address = relay.gate.client(&caller, &headers);
     let labels = labels(&uri);
-    let wishes = wishes(query.as_deref().unwrap_or_default());
-    let limits = &relay.limits;
-    let upgrade = upgrade
-        .protocols([bearer::SUBPROTOCOL])
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_write_buffer_size(MAX_WRITE_BUFFER)
-        .max_message_size(limits.max_message_size)
-        .max_frame_size(limits.max_message_size);
+    let wishes = wishes(uri.query().unwrap_or_default());
+    let upgrade = upgrade.protocols([bearer::SUBPROTOCOL]);
+    // The request is one for a socket, or there would be no `upgrade`.
+    let (Some(Extension(connection)), Some(key)) = (connection, headers.get(header::SEC_WEBSOCKET_KEY))
+    else {
+        return ProblemResponse::bare(StatusCode::UPGRADE_REQUIRED).into_response();
+    };
+    let answer = accept(key, upgrade.selected_protocol());
     let tasks = relay.tasks.clone();
-    upgrade.on_upgrade(move |socket| {
-        tasks.track_future(driver::run(relay, socket, device_id.into(), address, proof, wishes, labels))
+    let arrival = Box::new(Arrival { relay, device: device_id.into(), address, proof, wishes, labels });
+    tokio::spawn(tasks.track_future(serve(connection, arrival)));
+    answer
+}
+
+/// `101 Switching Protocols` (RFC 6455, section 4.2.2).
+fn accept(key: &HeaderValue, protocol: Option<&HeaderValue>) -> Response {
+    let mut answer = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(proof) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, proof);
+    }
+    if let Some(protocol) = protocol {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
+    }
+    answer
+}
+
+/// One device, from its handshake to its end. What comes before its session has a future of its own, which is
+/// gone when the session begins.
+async fn serve(connection: OnUpgrade, arrival: Box<Arrival>) {
+    if let Some(visit) = open(connection, arrival).await {
+        visit.run().await;
+    }
+}
+
+fn open(connection: OnUpgrade, arrival: Box<Arrival>) -> BoxFuture<'static, Option<Box<Visit>>> {
+    Box::pin(async move {
+        // HTTP gives it up with its answer.
+        let upgraded = connection.await.ok()?;
+        let socket = take_over(upgraded, &arrival)?;
+        driver::enter(socket, *arrival).await
     })
+}
+
+/// Takes the connection out of HTTP; what that has read of it goes with its buffer, which is large.
+fn take_over(upgraded: Upgraded, arrival: &Arrival) -> Option<Socket> {
+    // Every connection comes through the front door.
+    let parts = downcast::<TokioIo<Line>>(upgraded).ok()?;
+    let most = arrival.relay.limits.max_message_size;
+    Some(Socket::new(parts.io.into_inner(), &parts.read_buf, most, arrival.wishes.batch))
 }
 
 pub(super) fn invalid_device_id() -> ProblemResponse {

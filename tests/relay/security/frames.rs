@@ -30,6 +30,7 @@ struct Incoming {
 #[derive(Debug, PartialEq, Eq)]
 enum Sent {
     Text(String),
+    Pong(Vec<u8>),
     Close(u16),
     Other,
     /// The connection ended.
@@ -97,6 +98,7 @@ impl Incoming {
             if let Some((opcode, payload)) = self.frame() {
                 return match opcode {
                     1 => Sent::Text(String::from_utf8(payload).unwrap()),
+                    10 => Sent::Pong(payload),
                     8 => Sent::Close(payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))),
                     _ => Sent::Other,
                 };
@@ -128,7 +130,7 @@ impl Incoming {
         loop {
             match self.next().await {
                 Sent::Text(text) if text.contains(part) => return text,
-                Sent::Text(_) | Sent::Other => {}
+                Sent::Text(_) | Sent::Pong(_) | Sent::Other => {}
                 end => panic!("{end:?} before {part}"),
             }
         }
@@ -145,7 +147,7 @@ impl Incoming {
                             said = text;
                         }
                     }
-                    Sent::Other => {}
+                    Sent::Pong(_) | Sent::Other => {}
                     end => return (end, said),
                 }
             }
@@ -215,6 +217,34 @@ async fn a_frame_that_breaks_the_rules_ends_its_socket_and_no_other() {
     raw.send(&frame(0x00, &[b' '; 40_000])).await;
     let (end, said) = raw.incoming.end().await;
     assert!(end == Sent::Close(4400) && said.contains("message_too_large"), "{end:?} {said}");
+}
+
+#[tokio::test]
+async fn what_the_protocol_asks_for_is_answered() {
+    let (_pg, relay) = scene(ORDERS).await;
+    let token = token::user("42");
+    for (code, told) in [(&b"\x03\xe8bye"[..], 1000), (b"\x0f\xa1", 4001), (b"", 1005)] {
+        let mut raw = Raw::connect(relay.address(), Some(&token)).await;
+        raw.incoming.until("connection_established").await;
+        // Control frames may stand between the pieces of a message.
+        let pieces = [
+            frame(0x01, b"{\"type\":"),
+            frame(PING, b"are you there"),
+            frame(0x00, b"\"ping\","),
+            frame(PONG, b""),
+            frame(0x80, b"\"ref\":7}"),
+        ];
+        for part in pieces.concat().chunks(5) {
+            assert!(raw.send(part).await);
+        }
+        let pong = within("the pong", raw.incoming.next()).await;
+        assert_eq!(pong, Sent::Pong(b"are you there".to_vec()));
+        let answer = within("the answer", raw.incoming.until("\"pong\"")).await;
+        assert!(answer.contains("\"ref\":7"), "{answer}");
+        assert!(raw.send(&frame(0x88, code)).await);
+        assert_eq!(raw.incoming.end().await.0, Sent::Close(told));
+        assert_eq!(within("the end", raw.incoming.next()).await, Sent::Cut);
+    }
 }
 
 #[tokio::test]
