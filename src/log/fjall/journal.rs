@@ -28,6 +28,9 @@ const TAG_ITEM: u8 = 2;
 const TAG_END: u8 = 3;
 const TAG_CLEAR: u8 = 4;
 
+/// How an item's value is stored.
+const UNCOMPRESSED: u8 = 0;
+
 /// What is left of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Prepared {
@@ -274,11 +277,15 @@ impl<R: Read> Frames<R> {
         match self.bytes::<1>()? {
             [TAG_CLEAR] => self.skip(8),
             [TAG_ITEM] => {
-                let [_kind, _compression] = self.bytes()?;
+                let [_kind, compression] = self.bytes()?;
                 let _keyspace: [u8; 8] = self.bytes()?;
                 let key = u16::from_le_bytes(self.bytes()?);
-                let _length: [u8; 4] = self.bytes()?;
+                let length = u32::from_le_bytes(self.bytes()?);
                 let stored = u32::from_le_bytes(self.bytes()?);
+                // The engine takes this for granted, and its checksum does not cover it.
+                if compression == UNCOMPRESSED && length != stored {
+                    return Err(Broken::Frame);
+                }
                 self.skip(u64::from(key) + u64::from(stored))
             }
             [0] => Err(Broken::Zero),

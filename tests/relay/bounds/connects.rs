@@ -150,8 +150,12 @@ async fn a_day_of_devices_that_come_and_go() {
     for number in 0..size(REMEMBERED / 2, REMEMBERED * 2) {
         crowd(&relay.http_as("crowded"), &format!("more-{number}")).await;
     }
-    let devices = relay.http_as("crowded").get("/api/realtime/devices").await.expect_status(200).json();
-    let devices = devices["devices"].as_array().unwrap().len();
+    // Those that were noted and not written yet are listed as well.
+    let devices = eventually(LONG, "more devices are forgotten than came", async || {
+        let devices = relay.http_as("crowded").get("/api/realtime/devices").await.expect_status(200).json();
+        let devices = devices["devices"].as_array().unwrap().len();
+        (devices <= REMEMBERED + WORKERS).then_some(devices)
+    })
+    .await;
     println!("one user with any number of devices: {devices} are remembered");
-    assert!(devices <= REMEMBERED + WORKERS, "{devices}");
 }
