@@ -97,6 +97,11 @@ fn check_fields(fields: &Fields) {
     let _ = (fields.labels(), fields.text("cursor"), fields.device_id());
 }
 
+/// What comes on a socket after its handshake.
+pub(crate) fn socket(data: &[u8]) {
+    ws::fuzzing::frames(data);
+}
+
 /// The query string of every request that has one.
 pub(crate) fn query(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
