@@ -27,6 +27,7 @@ const SETTINGS: &[(&str, &str)] = &[
 pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) target: Target,
+    /// What relays and references connect to: the server's unix socket, unless another was chosen.
     pub(crate) url: String,
     _driver: Driver,
     pub(crate) cluster: Cluster,
@@ -36,8 +37,9 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> anyhow::Result<World> {
-        let options =
-            SETTINGS.iter().fold(Options::scratch(), |options, (name, value)| options.setting(name, value));
+        let options = SETTINGS
+            .iter()
+            .fold(Options::scratch().with_tcp(), |options, (name, value)| options.setting(name, value));
         let mut cluster = Cluster::create_temporary(options).await.context("no private PostgreSQL")?;
         cluster.start().await?;
         let url = cluster.url("postgres");
@@ -47,6 +49,15 @@ impl World {
         tables::create(&client, BODY_BYTES).await.context("the tables were not made")?;
         let directory = tempfile::Builder::new().prefix("rowcast-bench-").tempdir()?;
         Ok(World { client, target, url, _driver: driver, cluster, directory })
+    }
+
+    /// Relays and references connect over TCP, or over the unix socket.
+    pub(crate) fn connect_over_tcp(&mut self, tcp: bool) -> anyhow::Result<()> {
+        self.url = match tcp {
+            true => self.cluster.tcp_url("postgres").context("the server does not listen on TCP")?,
+            false => self.cluster.url("postgres"),
+        };
+        Ok(())
     }
 
     /// One number.

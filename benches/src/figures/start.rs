@@ -31,7 +31,14 @@ pub(super) async fn measure(size: Size, outcome: &mut Outcome) -> anyhow::Result
             times.push(relay.begun.elapsed().as_secs_f64());
         }
     }
-    let gib = size_on_disk(&data.join("log")) as f64 / f64::from(1 << 30);
+    let bytes = size_on_disk(&data.join("log")) as f64;
+    let records = "SELECT sum(octet_length(row_to_json(b)::text))::float8 FROM rowcast_bench.bench b";
+    let of_record = bytes / world.number(records).await?;
+    outcome.add(
+        Line::new("disk", format!("log per byte of record, {changes} changes"), "bytes", vec![of_record])
+            .aim(Aim::AtMost(0.6)),
+    );
+    let gib = bytes / f64::from(1 << 30);
     let what = format!("ready with a log of {changes} changes, {gib:.2} GiB");
     outcome.add(Line::new("start", what, "s", orderly).aim(Aim::AtMost(2.0)));
     outcome.add(Line::new("start", "the same, after SIGKILL", "s", crashed).aim(Aim::AtMost(2.0)));
