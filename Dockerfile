@@ -3,8 +3,11 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
-# A member of the workspace, which is not built here.
+# How the allocator is built.
+COPY .cargo/config.toml .cargo/
+# Members of the workspace, which are not built here.
 COPY fuzz/Cargo.toml fuzz/
+COPY benches/Cargo.toml benches/
 COPY src src
 COPY sql sql
 # What the program carries in itself.

@@ -20,6 +20,7 @@ mod generated;
 mod grants;
 mod guard;
 mod harness;
+mod image;
 mod keys;
 mod laws;
 mod openapi;
