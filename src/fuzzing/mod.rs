@@ -64,9 +64,9 @@ pub fn cursors(data: &[u8]) {
 /// What devices send: frames and messages on a socket, bodies and query strings.
 pub fn messages(data: &[u8]) {
     match data.split_first() {
-        Some((5, rest)) => crate::transport::fuzzing::socket(rest),
         Some((0, rest)) => crate::transport::fuzzing::query(rest),
         Some((1, rest)) => crate::transport::fuzzing::events(rest),
+        Some((5, rest)) => crate::transport::fuzzing::socket(rest),
         Some((_, rest)) => crate::transport::fuzzing::message(rest),
         None => {}
     }
