@@ -52,6 +52,13 @@ pub struct Append {
     pub state: Vec<StateChange>,
 }
 
+impl Append {
+    /// Nothing in it is a part of something.
+    fn is_whole(&self) -> bool {
+        self.transaction.as_ref().is_none_or(|transaction| transaction.attempt.is_none())
+    }
+}
+
 /// A named value of another stage, or its removal.
 pub type StateChange = (String, Option<Vec<u8>>);
 
@@ -161,6 +168,9 @@ pub struct LogOptions {
     pub group_commit_size: usize,
     /// Room for what is accepted and not yet readable, in bytes.
     pub queue_size: usize,
+    /// Appends that come as quickly as this, in bytes a second, are let gather for a moment and written without
+    /// the way by the journal, as a backlog should be. 0: all are written like that, and none is let wait for more.
+    pub gather_rate: usize,
 }
 
 /// What a new log begins with.

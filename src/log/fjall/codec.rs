@@ -82,7 +82,12 @@ pub(super) struct TransactionRecord {
     pub(super) tag: Option<Tag>,
 }
 
-pub(super) fn encode_row(transaction: &Transaction, row: &RowChange, membership: &Membership) -> Vec<u8> {
+pub(super) fn put_row(
+    out: &mut Vec<u8>,
+    transaction: &Transaction,
+    row: &RowChange,
+    membership: &Membership,
+) {
     // Who had the row before needs only what changed; who is new to it needs all of it.
     let record = row.record.as_ref().filter(|_| membership.after).map(|record| match &record.whole {
         Some(whole) if !membership.before => (whole, [].as_slice()),
@@ -94,35 +99,29 @@ pub(super) fn encode_row(transaction: &Transaction, row: &RowChange, membership:
     {
         flags |= if set { flag } else { 0 };
     }
-    let mut out = Vec::with_capacity(48 + row.key.len() + record.map_or(0, |(json, _)| json.len()));
-    put_stamp(&mut out, transaction, flags);
-    put_varint(&mut out, row.shape.id.into());
-    put_bytes(&mut out, &row.key);
+    put_stamp(out, transaction, flags);
+    put_varint(out, row.shape.id.into());
+    put_bytes(out, &row.key);
     if let Some((json, unchanged)) = record {
-        put_bytes(&mut out, json);
-        put_varint(&mut out, unchanged.len() as u64);
+        put_bytes(out, json);
+        put_varint(out, unchanged.len() as u64);
         for column in unchanged {
-            put_bytes(&mut out, column.as_bytes());
+            put_bytes(out, column.as_bytes());
         }
     }
-    out
 }
 
-pub(super) fn encode_truncate(transaction: &Transaction, shape: u32) -> Vec<u8> {
-    let mut out = Vec::with_capacity(32);
-    put_stamp(&mut out, transaction, KIND_TRUNCATE);
-    put_varint(&mut out, shape.into());
-    out
+pub(super) fn put_truncate(out: &mut Vec<u8>, transaction: &Transaction, shape: u32) {
+    put_stamp(out, transaction, KIND_TRUNCATE);
+    put_varint(out, shape.into());
 }
 
-pub(super) fn encode_broadcast(transaction: &Transaction, broadcast: &Broadcast) -> Vec<u8> {
-    let mut out = Vec::with_capacity(128 + broadcast.payload.len());
-    put_stamp(&mut out, transaction, KIND_BROADCAST);
+pub(super) fn put_broadcast(out: &mut Vec<u8>, transaction: &Transaction, broadcast: &Broadcast) {
+    put_stamp(out, transaction, KIND_BROADCAST);
     for text in [&broadcast.name, &broadcast.id, &broadcast.event] {
-        put_bytes(&mut out, text.as_bytes());
+        put_bytes(out, text.as_bytes());
     }
-    put_bytes(&mut out, &broadcast.payload);
-    out
+    put_bytes(out, &broadcast.payload);
 }
 
 pub(super) fn decode_entry(value: &[u8]) -> Result<Entry, LogError> {
@@ -200,20 +199,18 @@ impl TransactionRecord {
         }
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(32);
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
         let part = if self.attempt.is_some() { FLAG_PART } else { 0 };
         out.push(part | if self.tag.is_some() { FLAG_TAG } else { 0 });
-        put_varint(&mut out, self.xid.into());
+        put_varint(out, self.xid.into());
         out.extend_from_slice(&self.committed_at.to_be_bytes());
-        put_greatest(&mut out, self.greatest_committed_at, self.committed_at);
+        put_greatest(out, self.greatest_committed_at, self.committed_at);
         if let Some(attempt) = self.attempt {
-            put_varint(&mut out, attempt.into());
+            put_varint(out, attempt.into());
         }
         if let Some(tag) = &self.tag {
-            put_tag(&mut out, tag);
+            put_tag(out, tag);
         }
-        out
     }
 
     pub(super) fn decode(value: &[u8]) -> Result<Self, LogError> {

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use super::marks::MarkSet;
 use super::open_spans;
 use super::shared::{Engine, Queued, Shared, lock, wait_until};
+use super::staged::Place;
 use super::storage::Storage;
 use super::trouble::cause;
-use super::writer::{Place, Writer};
+use super::writer::{Way, Writer};
 use crate::log::LogError;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -94,7 +95,7 @@ impl Writer {
         self.place = Place::of(&engine, applied)?.with_open(before.open);
         let mut retained = std::mem::take(&mut lock(&shared.unflushed).retained);
         restore_marks(&shared, marks, &mut retained);
-        let applied = self.apply_to(&engine, &retained);
+        let applied = self.apply_to(&engine, &retained, Way::Journal);
         let mut unflushed = lock(&shared.unflushed);
         unflushed.retained = retained;
         if let Err(error) = applied {

@@ -16,27 +16,35 @@ const POSITION_BYTES: usize = 12;
 /// Commits whose greatest commit times fall into one slot share an entry of the time index.
 const TIME_SLOT_MICROS: i64 = 100_000;
 
+/// Truncates stand in an order of their own, whatever their audiences.
+pub(super) const CONTROL_PREFIX: &[u8] = b"c";
+
+pub(super) fn put_audience_prefix(out: &mut Vec<u8>, audience: &Audience) {
+    out.push(b'a');
+    out.extend_from_slice(audience.as_str().as_bytes());
+    out.push(0);
+}
+
+/// What makes an audience's or the control prefix a key.
+pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
+    out.extend_from_slice(&position.commit.get().to_be_bytes());
+    out.extend_from_slice(&position.index.to_be_bytes());
+}
+
 pub(super) fn audience_prefix(audience: &Audience) -> Vec<u8> {
-    let text = audience.as_str().as_bytes();
-    let mut key = Vec::with_capacity(text.len() + 2 + POSITION_BYTES);
-    key.push(b'a');
-    key.extend_from_slice(text);
-    key.push(0);
+    let mut key = Vec::with_capacity(audience.as_str().len() + 2 + POSITION_BYTES);
+    put_audience_prefix(&mut key, audience);
     key
 }
 
-/// Truncates stand in an order of their own, whatever their audiences.
 pub(super) fn control_prefix() -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + POSITION_BYTES);
-    key.push(b'c');
-    key
+    CONTROL_PREFIX.to_vec()
 }
 
 /// The key of a position under an audience's or the control prefix.
 pub(super) fn entry_key(prefix: Vec<u8>, position: Position) -> Vec<u8> {
     let mut key = prefix;
-    key.extend_from_slice(&position.commit.get().to_be_bytes());
-    key.extend_from_slice(&position.index.to_be_bytes());
+    put_position(&mut key, position);
     key
 }
 
@@ -44,6 +52,15 @@ pub(super) fn entry_position(key: &[u8]) -> Result<Position, LogError> {
     let tail = key.last_chunk::<POSITION_BYTES>().ok_or(LogError::Corrupt("an entry's key"))?;
     let mut reader = Reader { rest: tail, what: "an entry's key" };
     Ok(Position::new(Lsn::new(u64::from_be_bytes(reader.array()?)), u32::from_be_bytes(reader.array()?)))
+}
+
+/// The commit to which an entry of any kind belongs.
+pub(super) fn commit_of(key: &[u8], value: &[u8]) -> Result<Lsn, LogError> {
+    match key.first() {
+        Some(b't') => commit_of_transaction_key(key),
+        Some(b'g') => commit_of_time_value(value),
+        _ => entry_position(key).map(|position| position.commit),
+    }
 }
 
 pub(super) fn transaction_key(commit: Lsn) -> [u8; 9] {
@@ -65,6 +82,12 @@ pub(super) fn time_slot(greatest_committed_at: i64) -> u64 {
 
 pub(super) fn time_key(slot: u64) -> [u8; 9] {
     numbered(b'g', slot)
+}
+
+/// The first commit of a span whose greatest commit time falls into the slot.
+pub(super) fn commit_of_time_value(value: &[u8]) -> Result<Lsn, LogError> {
+    let commit = value.try_into().map_err(|_| LogError::Corrupt("an entry of the time index"))?;
+    Ok(Lsn::new(u64::from_be_bytes(commit)))
 }
 
 pub(super) fn slot_of_time_key(key: &[u8]) -> Result<u64, LogError> {

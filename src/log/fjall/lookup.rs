@@ -25,9 +25,7 @@ pub(super) fn time(shared: &Shared, time: i64) -> Result<TimeLookup, LogError> {
     for span in &view.spans.0 {
         if let Some(guard) = span.keyspace.range(from..=to).next() {
             let value = guard.value().map_err(view.storage().failure())?;
-            let commit = value.as_ref().try_into().map(u64::from_be_bytes);
-            let commit = commit.map_err(|_| LogError::Corrupt("an entry of the time index"))?;
-            return Ok(TimeLookup::From(Position::boundary(Lsn::new(commit))));
+            return Ok(TimeLookup::From(Position::boundary(keys::commit_of_time_value(&value)?)));
         }
     }
     Err(LogError::Corrupt("the time index"))

@@ -11,7 +11,8 @@
 //! watermark in it names exactly what the batches before it hold. A span's tables are written out only
 //! from batches that the journal has flushed before, and a journal goes only when all keyspaces' tables
 //! hold what is in it. Parts without their end lie above the watermark, and when their transaction is
-//! sent again they carry another attempt than the transaction's record.
+//! sent again they carry another attempt than the transaction's record. A backlog goes to tables without the
+//! journal, and `bulk` says why that leaves a prefix as well.
 //!
 //! A crash of the machine may leave a hole in what was not flushed yet, and a disk that fails may have
 //! kept nothing of it: `journal` says what is still whole before the engine is opened, and puts it on a
@@ -19,8 +20,10 @@
 //!
 //! Must not know: what a change means to anyone.
 
+mod bulk;
 mod codec;
 mod database;
+mod entries;
 mod flusher;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -33,6 +36,7 @@ mod merge;
 mod reader;
 mod shared;
 mod spans;
+mod staged;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -231,7 +235,7 @@ impl Log for FjallLog {
         queue.bytes += bytes;
         queue.accepted += 1;
         queue.items.push_back(Queued { append, marks, bytes });
-        let awaited = queue.awaited;
+        let awaited = queue.awaited.is_some_and(|awaited| queue.bytes >= awaited);
         drop(queue);
         if awaited {
             self.shared.queue_wake.notify_one();
@@ -246,7 +250,14 @@ impl Log for FjallLog {
     }
 
     fn applied(&self) -> BoxFuture<'_, Result<(), LogError>> {
-        let target = lock(&self.shared.queue).accepted;
+        let mut queue = lock(&self.shared.queue);
+        let target = queue.accepted;
+        queue.urgent = !queue.items.is_empty();
+        let urgent = queue.urgent && queue.awaited.is_some();
+        drop(queue);
+        if urgent {
+            self.shared.queue_wake.notify_one();
+        }
         Box::pin(async move { self.shared.wait_for(|progress| progress.applied >= target).await })
     }
 

@@ -78,8 +78,10 @@ pub(super) struct Queue {
     /// Of the items and of what the writer is applying right now.
     pub(super) bytes: usize,
     pub(super) accepted: u64,
-    /// The writer waits for something to be queued: only then is it woken, which is a system call.
-    pub(super) awaited: bool,
+    /// The writer waits until there are so many bytes: only then is it woken, which is a system call.
+    pub(super) awaited: Option<usize>,
+    /// Somebody waits for what is queued: it is not let gather.
+    pub(super) urgent: bool,
     pub(super) closed: bool,
     /// What the storage failed with, for the writer to mend.
     pub(super) broken: Option<LogError>,

@@ -22,6 +22,9 @@ const SPANS: u32 = 8;
 /// A span takes no more than this, before compression: as many tables as are never merged.
 const SPAN_BYTES: u64 = 16 * SPAN_MEMTABLE_BYTES;
 
+/// Nor more tables than this, which are less full where they come straight from a backlog.
+const SPAN_TABLES: usize = 20;
+
 /// What is known of a span without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SpanInfo {
@@ -38,7 +41,11 @@ pub(super) struct SpanInfo {
 
 impl SpanInfo {
     pub(super) fn keyspace_name(&self) -> String {
-        format!("span-{}", self.seq)
+        Self::keyspace_of(self.seq)
+    }
+
+    pub(super) fn keyspace_of(seq: u64) -> String {
+        format!("span-{seq}")
     }
 }
 
@@ -62,9 +69,10 @@ impl Limits {
     }
 
     /// Whether what comes next belongs into a new span.
-    pub(super) fn wants_new(&self, current: &SpanInfo, size: u64, now: i64) -> bool {
+    pub(super) fn wants_new(&self, current: &SpanInfo, size: u64, tables: usize, now: i64) -> bool {
         let age = age_of(current.created_at, now);
-        let full = size >= self.max_size / u64::from(SPANS) || current.bytes >= SPAN_BYTES;
+        let full =
+            size >= self.max_size / u64::from(SPANS) || current.bytes >= SPAN_BYTES || tables >= SPAN_TABLES;
         current.bytes > 0 && (full || age >= self.max_age / SPANS)
     }
 
@@ -108,6 +116,10 @@ impl Span {
 
     pub(super) fn written(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tables(&self) -> usize {
+        self.keyspace.l0_table_count()
     }
 
     /// About what it takes on disk: its tables, and as much as may not have reached them yet.
@@ -162,12 +174,13 @@ mod tests {
     #[test]
     fn a_new_span_begins_by_age_or_size() {
         let current = info(1, 0);
-        assert!(!LIMITS.wants_new(&current, 99, 9 * SECOND));
-        assert!(LIMITS.wants_new(&current, 100, 0));
-        assert!(LIMITS.wants_new(&current, 1, 10 * SECOND));
-        assert!(!LIMITS.wants_new(&current, 1, -10 * SECOND), "the clock went back");
-        assert!(LIMITS.wants_new(&SpanInfo { bytes: SPAN_BYTES, ..current.clone() }, 1, 0));
-        assert!(!LIMITS.wants_new(&SpanInfo { bytes: 0, ..current }, 1, 1000 * SECOND), "still empty");
+        assert!(!LIMITS.wants_new(&current, 99, 0, 9 * SECOND));
+        assert!(LIMITS.wants_new(&current, 100, 0, 0));
+        assert!(LIMITS.wants_new(&current, 1, 0, 10 * SECOND));
+        assert!(!LIMITS.wants_new(&current, 1, SPAN_TABLES - 1, -10 * SECOND), "the clock went back");
+        assert!(LIMITS.wants_new(&SpanInfo { bytes: SPAN_BYTES, ..current.clone() }, 1, 0, 0));
+        assert!(LIMITS.wants_new(&current, 1, SPAN_TABLES, 0));
+        assert!(!LIMITS.wants_new(&SpanInfo { bytes: 0, ..current }, 1, 0, 1000 * SECOND), "still empty");
     }
 
     #[test]

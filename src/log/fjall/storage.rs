@@ -105,6 +105,7 @@ impl Storage {
         let storage = Storage { directory: directory.to_owned(), db, meta, _lock: lock };
         storage.check_format()?;
         storage.check_tables(prepared)?;
+        storage.sweep()?;
         // What came back from the journal may not have been flushed before the crash.
         storage.db.persist(PersistMode::SyncAll).map_err(storage.failure())?;
         Ok(Some(storage))
@@ -142,14 +143,19 @@ impl Storage {
         failure_in(&self.directory)
     }
 
-    /// Tables are written from flushed batches only, so none of them may know more than what is left of the
-    /// journal: what one keyspace has and another lost would be a hole that nobody sees.
+    /// Tables are written from flushed batches only, or behind a flushed mark, so none of them may know more
+    /// than what is left of the journal: what one keyspace has and another lost would be a hole that nobody sees.
     fn check_tables(&self, journal: Prepared) -> Result<(), LogError> {
         if journal.ending == Ending::Clean {
             return Ok(());
         }
         let torn = journal.ending == Ending::Torn;
+        // Whatever comes after the mark of a table is the table's.
+        let marked = self.marked()?;
         for name in self.db.list_keyspace_names() {
+            if marked.as_deref() == Some(&*name) {
+                continue;
+            }
             let keyspace = self.db.keyspace(&name, Default::default).map_err(self.failure())?;
             let ahead = match (keyspace.tree.get_highest_persisted_seqno(), journal.last) {
                 (Some(persisted), Some(last)) => persisted > last,

@@ -7,23 +7,21 @@
 //! What the storage fails with it mends itself (`healing`); what was taken and not applied is taken again.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
+use fjall::PersistMode;
 
-use super::codec::{self, TransactionRecord};
+use super::bulk::{PATIENCE, QUIET, Rate};
+use super::entries::Entries;
 use super::healing::Retry;
-use super::keys;
-use super::marks::MarkChange;
-use super::shared::{Engine, Queued, Shared, lock, wait, wait_until};
+use super::shared::{Engine, Queue, Queued, Shared, lock, wait, wait_until};
 use super::spans::{Limits, Span, SpanInfo, Spans};
-use super::storage::{Applied, Storage, json, mark_key, shape_key, span_key, state_key};
-use crate::change::{Body, Shape, Transaction};
+use super::staged::{Place, Staged, put_mark};
+use super::storage::{Applied, json, span_key};
 use crate::cursor::Epoch;
-use crate::log::{LogError, Watermark};
-use crate::lsn::Lsn;
+use crate::log::LogError;
 
 /// Queued appends of about so many bytes become one batch. More would delay the first of them.
 const BATCH_BYTES: usize = 1 << 20;
@@ -36,36 +34,28 @@ pub(super) struct Writer {
     pub(super) epoch: Epoch,
     pub(super) place: Place,
     pub(super) retry: Retry,
+    rate: Rate,
+    /// Those of the batch in the making; kept for their memory.
+    entries: Entries,
     last_upkeep: Instant,
 }
 
-/// Where the writer stands.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    applied: Applied,
-    /// Commit and greatest commit time of the transaction whose end is still to come.
-    pub(super) open: Option<(Lsn, i64)>,
-    /// The newest slot of the time index in the newest span.
-    time_slot: Option<u64>,
-}
-
-impl Place {
-    pub(super) fn of(engine: &Engine, applied: Applied) -> Result<Self, LogError> {
-        let last = newest(&engine.spans())?.keyspace.prefix([b'g']).next_back();
-        let key = last.map(|guard| guard.key().map_err(engine.storage.failure())).transpose()?;
-        let time_slot = key.map(|key| keys::slot_of_time_key(&key)).transpose()?;
-        Ok(Place { applied, open: None, time_slot })
-    }
-
-    pub(super) fn with_open(self, open: Option<(Lsn, i64)>) -> Self {
-        Place { open, ..self }
-    }
+/// How a batch gets to the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// All of it by the engine's journal.
+    Journal,
+    /// Entries as a table of their own.
+    Table,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, applied: Applied, epoch: Epoch) -> Result<Self, LogError> {
         let place = Place::of(&*shared.engine()?, applied)?;
-        Ok(Writer { shared, epoch, place, retry: Retry::default(), last_upkeep: Instant::now() })
+        let now = Instant::now();
+        let rate = Rate::new(&shared.options, now);
+        let entries = Entries::default();
+        Ok(Writer { shared, epoch, place, retry: Retry::default(), rate, entries, last_upkeep: now })
     }
 
     /// The thread's body: until the queue is closed and empty.
@@ -101,33 +91,31 @@ impl Writer {
         Ok(())
     }
 
-    /// What is queued, as far as it fits a batch; nothing when it is time for upkeep. Fails with what the
-    /// storage failed with elsewhere.
+    /// What is queued, as far as it fits a batch, when there is enough of it; nothing when it is time for
+    /// upkeep. Fails with what the storage failed with elsewhere.
     fn take(&self) -> Result<Option<VecDeque<Queued>>, LogError> {
         self.wait_for_flusher();
         let deadline = Instant::now() + UPKEEP_INTERVAL;
         let mut queue = lock(&self.shared.queue);
-        loop {
-            if let Some(error) = queue.broken.take() {
-                return Err(error);
-            }
-            if !queue.items.is_empty() {
-                break;
-            }
-            if queue.closed {
-                return Ok(None);
-            }
-            if deadline <= Instant::now() {
-                break;
-            }
-            queue.awaited = true;
-            queue = wait_until(&self.shared.queue_wake, queue, deadline);
-            queue.awaited = false;
+        while queue.items.is_empty() && queue.broken.is_none() && !queue.closed && Instant::now() < deadline {
+            queue = wait_for_bytes(&self.shared, queue, 1, deadline);
+        }
+        let mut most = BATCH_BYTES;
+        if let Some(enough) = self.rate.worth_waiting_for() {
+            most = most.max(enough);
+            queue = gather(&self.shared, queue, enough);
+        }
+        queue.urgent = false;
+        if let Some(error) = queue.broken.take() {
+            return Err(error);
+        }
+        if queue.closed && queue.items.is_empty() {
+            return Ok(None);
         }
         let mut bytes = 0;
         let fits = |queued: &Queued| {
             bytes += queued.bytes;
-            bytes <= BATCH_BYTES
+            bytes <= most
         };
         let count = queue.items.iter().take_while(with_first(fits)).count();
         Ok(Some(queue.items.drain(..count).collect()))
@@ -143,32 +131,59 @@ impl Writer {
 
     fn apply(&mut self, taken: &VecDeque<Queued>) -> Result<(), LogError> {
         let engine = self.shared.engine()?;
-        self.apply_to(&engine, taken)
+        let bytes = taken.iter().map(|queued| queued.bytes).sum();
+        let is_table = self.rate.took(bytes, Instant::now())
+            && self.place.open.is_none()
+            && taken.iter().all(|queued| queued.append.is_whole());
+        self.apply_to(&engine, taken, if is_table { Way::Table } else { Way::Journal })
     }
 
-    /// All of it as one batch.
-    pub(super) fn apply_to(&mut self, engine: &Engine, taken: &VecDeque<Queued>) -> Result<(), LogError> {
+    /// All of it at once.
+    pub(super) fn apply_to(
+        &mut self,
+        engine: &Engine,
+        taken: &VecDeque<Queued>,
+        way: Way,
+    ) -> Result<(), LogError> {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.clear();
+        let applied = self.apply_entries(engine, taken, way, &mut entries);
+        entries.clear();
+        self.entries = entries;
+        applied
+    }
+
+    fn apply_entries(
+        &mut self,
+        engine: &Engine,
+        taken: &VecDeque<Queued>,
+        way: Way,
+        entries: &mut Entries,
+    ) -> Result<(), LogError> {
         let storage = &engine.storage;
         let newest = newest(&engine.spans())?;
-        let mut staged = Staged {
-            storage,
-            batch: storage.db.batch(),
-            span: newest.keyspace.clone(),
-            entries: Vec::new(),
-            bytes: 0,
-            shape: None,
-        };
+        let mut staged = Staged::new(&self.shared, storage, entries);
         for queued in taken {
-            self.stage(&mut staged, queued)?;
+            staged.append(&mut self.place, queued)?;
         }
-        staged.put_entries();
-        let written = staged.bytes as u64;
-        newest.bytes.fetch_add(written, Ordering::Relaxed);
-        self.place.applied.span_bytes = newest.written();
-        storage.put_applied(&mut staged.batch, self.place.applied);
+        let Staged { mut batch, entries, .. } = staged;
+        let written = entries.bytes() as u64;
         storage.wait_for_tables(&newest.keyspace, written)?;
         storage.wait_for_tables(&storage.meta, written)?;
-        staged.batch.commit().map_err(storage.failure())
+        match way {
+            Way::Journal => {
+                // In the order of their keys: neighbours in the engine's table in memory are found by the same steps.
+                entries.sorted().for_each(|(key, value)| batch.insert(&newest.keyspace, key, value));
+            }
+            Way::Table => {
+                storage.write_table(&newest.info, &newest.keyspace, entries)?;
+                storage.remove_mark(&mut batch);
+            }
+        }
+        newest.bytes.fetch_add(written, Ordering::Relaxed);
+        self.place.applied.span_bytes = newest.written();
+        storage.put_applied(&mut batch, self.place.applied);
+        batch.commit().map_err(storage.failure())
     }
 
     /// After the batch is readable.
@@ -195,92 +210,6 @@ impl Writer {
         shared.progress.send_modify(|progress| progress.applied = applied);
     }
 
-    fn stage(&mut self, staged: &mut Staged<'_>, queued: &Queued) -> Result<(), LogError> {
-        let append = &queued.append;
-        if let Some(transaction) = &append.transaction
-            && transaction.commit >= self.place.applied.watermark.lsn
-        {
-            self.stage_transaction(staged, transaction)?;
-        }
-        for change in &queued.marks {
-            stage_mark(staged.storage, &mut staged.batch, change)?;
-        }
-        let meta = &staged.storage.meta;
-        for (name, value) in &append.state {
-            match value {
-                Some(value) => staged.batch.insert(meta, state_key(name), value.as_slice()),
-                None => staged.batch.remove(meta, state_key(name)),
-            }
-        }
-        if let Some(lsn) = append.watermark {
-            self.advance(lsn);
-        }
-        Ok(())
-    }
-
-    fn advance(&mut self, lsn: Lsn) {
-        let Watermark { lsn: known, greatest_committed_at } = &mut self.place.applied.watermark;
-        if lsn <= *known {
-            return;
-        }
-        *known = lsn;
-        if let Some((_, greatest)) = self.place.open.take_if(|(commit, _)| *commit < lsn) {
-            *greatest_committed_at = greatest.max(*greatest_committed_at);
-        }
-    }
-
-    fn stage_transaction(
-        &mut self,
-        staged: &mut Staged<'_>,
-        transaction: &Transaction,
-    ) -> Result<(), LogError> {
-        let commit = transaction.commit;
-        let greatest = transaction.greatest_committed_at;
-        self.place.open = Some((commit, greatest));
-        let slot = keys::time_slot(greatest);
-        if self.place.time_slot.is_none_or(|newest| slot > newest) {
-            self.place.time_slot = Some(slot);
-            staged.put(keys::time_key(slot), commit.get().to_be_bytes().into());
-        }
-        staged.put(keys::transaction_key(commit), TransactionRecord::of(transaction).encode());
-        for delivery in &transaction.deliveries {
-            let position = transaction.position(delivery);
-            match &delivery.body {
-                Body::Row(row) => {
-                    self.stage_shape(staged, &row.shape)?;
-                    for membership in &row.memberships {
-                        let prefix = keys::audience_prefix(&membership.audience);
-                        let value = codec::encode_row(transaction, row, membership);
-                        staged.put(keys::entry_key(prefix, position), value);
-                    }
-                }
-                Body::Truncate(shape) => {
-                    self.stage_shape(staged, shape)?;
-                    let value = codec::encode_truncate(transaction, shape.id);
-                    staged.put(keys::entry_key(keys::control_prefix(), position), value);
-                }
-                Body::Broadcast(broadcast) => {
-                    let prefix = keys::audience_prefix(&broadcast.audience);
-                    let value = codec::encode_broadcast(transaction, broadcast);
-                    staged.put(keys::entry_key(prefix, position), value);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn stage_shape(&self, staged: &mut Staged<'_>, shape: &Arc<Shape>) -> Result<(), LogError> {
-        if staged.shape.as_ref().is_some_and(|known| Arc::ptr_eq(known, shape)) {
-            return Ok(());
-        }
-        if self.shared.shapes().get(&shape.id).is_none_or(|known| *known != *shape) {
-            staged.batch.insert(&staged.storage.meta, shape_key(shape.id), json(&**shape)?);
-            self.shared.add_shape(shape.clone());
-        }
-        staged.shape = Some(shape.clone());
-        Ok(())
-    }
-
     fn upkeep(&mut self) -> Result<(), LogError> {
         if self.place.open.is_some() {
             return Ok(());
@@ -291,7 +220,7 @@ impl Writer {
         let engine = self.shared.engine()?;
         let newest = newest(&engine.spans())?;
         let info = SpanInfo { bytes: newest.written(), ..newest.info.clone() };
-        let begin = limits.wants_new(&info, newest.size(), now);
+        let begin = limits.wants_new(&info, newest.size(), newest.tables(), now);
         if begin {
             self.begin_span(&engine, info, now)?;
         }
@@ -351,7 +280,7 @@ impl Writer {
             batch.remove(&storage.meta, span_key(span.info.seq));
         }
         for change in shared.change_marks(|marks| marks.since(rest.oldest())) {
-            stage_mark(storage, &mut batch, &change)?;
+            put_mark(storage, &mut batch, &change)?;
         }
         batch.commit().map_err(storage.failure())?;
         shared.set_spans(engine, rest);
@@ -366,45 +295,36 @@ impl Writer {
     }
 }
 
-/// A batch in the making.
-struct Staged<'a> {
-    storage: &'a Storage,
-    batch: OwnedWriteBatch,
-    span: Keyspace,
-    /// What goes to the span.
-    entries: Vec<(Vec<u8>, Vec<u8>)>,
+/// Lets appends come until there are `enough` bytes, somebody waits for them, or they come no more.
+fn gather<'a>(shared: &'a Shared, mut queue: MutexGuard<'a, Queue>, enough: usize) -> MutexGuard<'a, Queue> {
+    let end = Instant::now() + PATIENCE;
+    let mut before = 0;
+    while queue.bytes > before
+        && queue.bytes < enough
+        && queue.broken.is_none()
+        && !queue.urgent
+        && !queue.closed
+        && Instant::now() < end
+    {
+        before = queue.bytes;
+        queue = wait_for_bytes(shared, queue, enough, end.min(Instant::now() + QUIET));
+    }
+    queue
+}
+
+fn wait_for_bytes<'a>(
+    shared: &'a Shared,
+    mut queue: MutexGuard<'a, Queue>,
     bytes: usize,
-    /// The last one seen to be known.
-    shape: Option<Arc<Shape>>,
+    deadline: Instant,
+) -> MutexGuard<'a, Queue> {
+    queue.awaited = Some(bytes);
+    let mut queue = wait_until(&shared.queue_wake, queue, deadline);
+    queue.awaited = None;
+    queue
 }
 
-impl Staged<'_> {
-    fn put(&mut self, key: impl Into<Vec<u8>>, value: Vec<u8>) {
-        let key = key.into();
-        self.bytes += key.len() + value.len();
-        self.entries.push((key, value));
-    }
-
-    /// Puts the entries into the batch, in the order of their keys: neighbours in the engine's table in memory
-    /// are found by the same steps.
-    fn put_entries(&mut self) {
-        // Of one key the last counts, so their order stays.
-        self.entries.sort_by(|(one, _), (other, _)| one.cmp(other));
-        for (key, value) in self.entries.drain(..) {
-            self.batch.insert(&self.span, key, value);
-        }
-    }
-}
-
-fn stage_mark(storage: &Storage, batch: &mut OwnedWriteBatch, change: &MarkChange) -> Result<(), LogError> {
-    match change {
-        MarkChange::Put(mark) => batch.insert(&storage.meta, mark_key(mark), json(mark)?),
-        MarkChange::Remove(mark) => batch.remove(&storage.meta, mark_key(mark)),
-    }
-    Ok(())
-}
-
-fn newest(spans: &Spans) -> Result<Span, LogError> {
+pub(super) fn newest(spans: &Spans) -> Result<Span, LogError> {
     spans.0.last().cloned().ok_or(LogError::Corrupt("the list of spans"))
 }
 

@@ -247,6 +247,7 @@ pub(super) fn options(directory: &std::path::Path, max_size: u64) -> LogOptions 
         group_commit_interval: Duration::from_millis(50),
         group_commit_size: 1 << 20,
         queue_size: 8 << 20,
+        gather_rate: 32 << 20,
     }
 }
 

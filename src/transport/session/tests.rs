@@ -89,6 +89,7 @@ impl World {
             group_commit_interval: Duration::from_millis(50),
             group_commit_size: 1 << 20,
             queue_size: 8 << 20,
+            gather_rate: 32 << 20,
         };
         let beginning = Beginning {
             epoch: Epoch::new(7),

@@ -213,12 +213,16 @@ proptest! {
             (prop::collection::vec(interest(), 0..5), position(), position(), 0..4usize, 0..2000usize, prop_oneof![Just(usize::MAX), 0..4usize]), 1..8),
         reopen: bool,
         small_spans: bool,
+        as_tables: bool,
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let mut options = options(directory.path());
         // A span for nearly each transaction, and none forgotten: one tick an upkeep.
         options.max_age = std::time::Duration::from_micros(if small_spans { 30 } else { u64::MAX });
+        if as_tables {
+            options.gather_rate = 0;
+        }
         let ticks = Arc::new(AtomicI64::new(0));
         let clock = || {
             let ticks = ticks.clone();

@@ -8,6 +8,8 @@ use super::support::*;
 use crate::log::*;
 
 const CHILD: &str = "ROWCAST_TEST_LOG_DIRECTORY";
+/// The child writes tables only.
+const TABLES: &str = "ROWCAST_TEST_LOG_TABLES";
 const ROWS: u32 = 3;
 
 fn numbered(n: u64) -> Append {
@@ -28,7 +30,10 @@ fn small(directory: &std::path::Path) -> LogOptions {
 #[tokio::test]
 async fn child_appends_until_it_is_killed() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
-    let options = small(directory.as_ref());
+    let mut options = small(directory.as_ref());
+    if std::env::var_os(TABLES).is_some() {
+        options.gather_rate = 0;
+    }
     let log = FjallLog::open(&options).unwrap().unwrap();
     let mut durable = log.durable();
     let first = (log.watermark().borrow().lsn.get() - 100) / 10;
@@ -43,6 +48,15 @@ async fn child_appends_until_it_is_killed() {
 
 #[test]
 fn after_kill_9_a_prefix_opens() {
+    killed(false);
+}
+
+#[test]
+fn after_kill_9_among_tables_a_prefix_opens() {
+    killed(true);
+}
+
+fn killed(tables: bool) {
     let directory = tempfile::tempdir().unwrap();
     let options = small(directory.path());
     drop(create(&options));
@@ -51,6 +65,7 @@ fn after_kill_9_a_prefix_opens() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["child_appends_until_it_is_killed", "--nocapture", "--test-threads=1"])
             .env(CHILD, directory.path())
+            .envs(tables.then_some((TABLES, "")))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -24,7 +24,7 @@ fn numbered(n: u64) -> Append {
     append
 }
 
-fn journal(directory: &Path) -> PathBuf {
+pub(super) fn journal(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory.join("data")).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "jnl")).max().unwrap()
 }

@@ -41,6 +41,12 @@ fn stamp(transaction: &Transaction) -> Stamp {
     Stamp { xid, committed_at, sending }
 }
 
+fn written(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out);
+    out
+}
+
 proptest! {
     #[test]
     fn rows_survive(
@@ -53,7 +59,7 @@ proptest! {
         let record = record.map(|(json, unchanged, whole)| Record { json, unchanged, whole });
         let membership = Membership { audience: audience("user:1"), before, after };
         let row = RowChange { shape: shape(id), key: key.clone(), record: record.clone(), memberships: [membership.clone()].into_iter().collect() };
-        let entry = decode_entry(&encode_row(&transaction, &row, &membership)).unwrap();
+        let entry = decode_entry(&written(|out| put_row(out, &transaction, &row, &membership))).unwrap();
         let expected = record.filter(|_| after).map(|record| match record.whole {
             Some(json) if !before => RowRecord { json, unchanged: Vec::new() },
             _ => RowRecord { json: record.json, unchanged: record.unchanged },
@@ -66,14 +72,14 @@ proptest! {
     fn other_entries_survive(transaction in frame(), texts in (text(), text(), text()), payload in bytes(), id: u32) {
         let (name, id_text, event) = texts;
         let broadcast = Broadcast { audience: audience("user:1"), name, id: id_text, event, payload };
-        let entry = decode_entry(&encode_broadcast(&transaction, &broadcast)).unwrap();
+        let entry = decode_entry(&written(|out| put_broadcast(out, &transaction, &broadcast))).unwrap();
         let Broadcast { name, id: id_text, event, payload, .. } = broadcast;
         let body = EntryBody::Broadcast { name, id: id_text, event, payload };
         prop_assert_eq!(entry, Entry { stamp: stamp(&transaction), body });
-        let entry = decode_entry(&encode_truncate(&transaction, id)).unwrap();
+        let entry = decode_entry(&written(|out| put_truncate(out, &transaction, id))).unwrap();
         prop_assert_eq!(entry, Entry { stamp: stamp(&transaction), body: EntryBody::Truncate { shape: id } });
         let record = TransactionRecord::of(&transaction);
-        prop_assert_eq!(TransactionRecord::decode(&record.encode()).unwrap(), record);
+        prop_assert_eq!(TransactionRecord::decode(&written(|out| record.put(out))).unwrap(), record);
     }
 
     #[test]
@@ -81,7 +87,7 @@ proptest! {
         let membership = Membership { audience: audience("user:1"), before: true, after: true };
         let record = Some(Record { json, unchanged: vec!["big".into()], whole: None });
         let row = RowChange { shape: shape(3), key: Bytes::from_static(b"k"), record, memberships: [membership.clone()].into_iter().collect() };
-        let mut value = encode_row(&transaction, &row, &membership);
+        let mut value = written(|out| put_row(out, &transaction, &row, &membership));
         for length in 0..value.len() {
             prop_assert!(matches!(decode_entry(&value[..length]), Err(LogError::Corrupt(_))));
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agreement;
+mod bulk;
 mod crash;
 mod damage;
 mod everyday;

@@ -38,6 +38,7 @@ pub(in super::super) fn options(directory: &std::path::Path) -> LogOptions {
         group_commit_interval: Duration::from_millis(50),
         group_commit_size: 1 << 20,
         queue_size: 8 << 20,
+        gather_rate: 32 << 20,
     }
 }
 
