@@ -376,7 +376,7 @@ async fn sigterm_tells_sessions_and_confirms_the_end_of_the_log() {
     assert_eq!(change.key_text(), r#"{"id":2}"#);
     // Counted after it was published.
     let received = eventually(PATIENCE, "the transaction is counted", async || {
-        relay.metric("rowcast_transactions_total").await
+        relay.metric("rowcast_transactions_total").await.filter(|received| *received > 0.0)
     })
     .await;
     assert!((received - 1.0).abs() < f64::EPSILON, "PostgreSQL sent something again: {received}");

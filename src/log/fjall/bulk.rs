@@ -52,7 +52,7 @@ impl Rate {
     /// What gathers must fit into the queue, with room for what comes while it is written.
     pub(super) fn new(options: &LogOptions, now: Instant) -> Self {
         let quick = options.gather_rate;
-        let enough = if quick == 0 { 0 } else { options.queue_size / 8 * 5 };
+        let enough = quick.min(options.queue_size) / 8 * 5;
         Rate { enough, quick, since: now, bytes: 0, is_quick: quick == 0 }
     }
 
@@ -87,7 +87,13 @@ impl Storage {
         }
         self.meta.insert(KEY_MARK, span.seq.to_be_bytes().as_slice()).map_err(self.failure())?;
         self.db.persist(PersistMode::SyncData).map_err(self.failure())?;
-        table.finish().map_err(self.failure())
+        table.finish().map_err(self.failure())?;
+        tracing::debug!(
+            span = span.seq,
+            bytes = entries.bytes(),
+            "wrote a table straight from what had gathered"
+        );
+        Ok(())
     }
 
     pub(super) fn remove_mark(&self, batch: &mut fjall::OwnedWriteBatch) {
