@@ -149,7 +149,11 @@ impl Request {
             length => format!("content-length: {length}\r\n"),
         };
         stream.write_all(format!("{}{length}\r\n", self.head).as_bytes()).await?;
-        stream.write_all(&self.body).await?;
+        match stream.write_all(&self.body).await {
+            // A body that is too large is refused before all of it was taken.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
         let mut stream = BufReader::new(stream);
         let status_line = line(&mut stream).await?;
         let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
