@@ -14,6 +14,7 @@ use fjall::Keyspace;
 use serde::{Deserialize, Serialize};
 
 use super::database::SPAN_MEMTABLE_BYTES;
+use crate::log::LogError;
 use crate::position::Position;
 
 /// Into how many spans age and size are divided: what is kept beyond the limit is at most one of them.
@@ -133,6 +134,11 @@ impl Span {
 pub(super) struct Spans(pub(super) Vec<Span>);
 
 impl Spans {
+    /// The one that is written to.
+    pub(super) fn newest(&self) -> Result<Span, LogError> {
+        self.0.last().cloned().ok_or(LogError::Corrupt("the list of spans"))
+    }
+
     pub(super) fn oldest(&self) -> Position {
         self.0.first().map_or(Position::ZERO, |span| span.info.first)
     }

@@ -10,7 +10,6 @@ use super::keys;
 use super::marks::MarkChange;
 use super::shared::{Engine, Queued, Shared};
 use super::storage::{Applied, Storage, json, mark_key, shape_key, state_key};
-use super::writer::newest;
 use crate::change::{Body, Shape, Transaction};
 use crate::log::{LogError, Watermark};
 use crate::lsn::Lsn;
@@ -29,7 +28,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn of(engine: &Engine, applied: Applied) -> Result<Self, LogError> {
-        let last = newest(&engine.spans())?.keyspace.prefix([b'g']).next_back();
+        let last = engine.spans().newest()?.keyspace.prefix([b'g']).next_back();
         let key = last.map(|guard| guard.key().map_err(engine.storage.failure())).transpose()?;
         let time_slot = key.map(|key| keys::slot_of_time_key(&key)).transpose()?;
         Ok(Place { applied, open: None, time_slot })

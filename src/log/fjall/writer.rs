@@ -105,7 +105,6 @@ impl Writer {
             most = most.max(enough);
             queue = gather(&self.shared, queue, enough);
         }
-        queue.urgent = false;
         if let Some(error) = queue.broken.take() {
             return Err(error);
         }
@@ -118,7 +117,10 @@ impl Writer {
             bytes <= most
         };
         let count = queue.items.iter().take_while(with_first(fits)).count();
-        Ok(Some(queue.items.drain(..count).collect()))
+        let taken = queue.items.drain(..count).collect();
+        // Whoever waits does so for all of it.
+        queue.urgent &= !queue.items.is_empty();
+        Ok(Some(taken))
     }
 
     /// What is applied and not flushed is held in memory, and that is bounded.
@@ -146,7 +148,6 @@ impl Writer {
         way: Way,
     ) -> Result<(), LogError> {
         let mut entries = std::mem::take(&mut self.entries);
-        entries.clear();
         let applied = self.apply_entries(engine, taken, way, &mut entries);
         entries.clear();
         self.entries = entries;
@@ -161,7 +162,7 @@ impl Writer {
         entries: &mut Entries,
     ) -> Result<(), LogError> {
         let storage = &engine.storage;
-        let newest = newest(&engine.spans())?;
+        let newest = engine.spans().newest()?;
         let mut staged = Staged::new(&self.shared, storage, entries);
         for queued in taken {
             staged.append(&mut self.place, queued)?;
@@ -218,7 +219,7 @@ impl Writer {
         let limits = Limits::of_log(options.max_age, options.max_size);
         let now = (self.shared.clock)();
         let engine = self.shared.engine()?;
-        let newest = newest(&engine.spans())?;
+        let newest = engine.spans().newest()?;
         let info = SpanInfo { bytes: newest.written(), ..newest.info.clone() };
         let begin = limits.wants_new(&info, newest.size(), newest.tables(), now);
         if begin {
@@ -322,10 +323,6 @@ fn wait_for_bytes<'a>(
     let mut queue = wait_until(&shared.queue_wake, queue, deadline);
     queue.awaited = None;
     queue
-}
-
-pub(super) fn newest(spans: &Spans) -> Result<Span, LogError> {
-    spans.0.last().cloned().ok_or(LogError::Corrupt("the list of spans"))
 }
 
 /// Lets the first item pass, however large it is.
